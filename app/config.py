@@ -1,0 +1,147 @@
+"""Settings from the environment. The only module that reads it; a bad value stops start-up and names the variable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from app.errors import SettingError
+
+PRODUCT = "Nurture"
+VERSION = "0.1.0"
+CODE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an installation is told from outside. Everything else is in `campaigns/lifecycle.yaml` or the database.
+
+    home            folder of everything the engine writes: embedded databases, secret, logs
+    database_url    SQLAlchemy URL of PostgreSQL ≥ 15 (psycopg driver); None: `nurture up` runs the embedded one
+    redis_url       URL of Redis ≥ 6.2; None: `nurture up` runs the embedded one
+    smtp_url        relay: `smtps://user:password@host:465` speaks TLS from the start, `smtp://…:587` demands STARTTLS, except to
+                    a loopback address, where it speaks plainly (S-17); `?tls=starttls` and `?tls=none` say otherwise.
+                    None: mail goes to the local outbox
+    base_url        the public address of the links in mails, without a slash at the end
+    secret_key      signs sessions of the console; made once and kept in the home when not given
+    campaigns       folder with `lifecycle.yaml`
+    """
+
+    home: Path
+    database_url: str | None
+    redis_url: str | None
+    smtp_url: str | None
+    base_url: str
+    secret_key: str
+    campaigns: Path
+
+    @property
+    def base_host(self) -> str:
+        return urlsplit(self.base_url).hostname or ""
+
+    @property
+    def base_is_loopback(self) -> bool:
+        return is_loopback(self.base_host)
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
+    """Reads the settings from `environ` (the process environment by default); `overrides` win, for the command line.
+
+    Raises SettingError naming the variable. Creates the home folder (0700) and, once, its secret; opens no connection.
+    """
+    env = os.environ if environ is None else environ
+    home = Path(overrides.get("home") or env.get("NURTURE_HOME") or CODE / "home").expanduser().resolve()
+    _make_home(home)
+    base_url = (overrides.get("base_url") or env.get("NURTURE_BASE_URL") or "http://127.0.0.1:8000").rstrip("/")
+    return Settings(
+        home=home,
+        database_url=_database_url(overrides.get("database_url") or env.get("DATABASE_URL")),
+        redis_url=_redis_url(overrides.get("redis_url") or env.get("REDIS_URL")),
+        smtp_url=_smtp_url(overrides.get("smtp_url") or env.get("SMTP_URL")),
+        base_url=_base_url(base_url),
+        secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
+        campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = home / ".writable"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise SettingError("NURTURE_HOME", f"cannot write to {home}: {error.strerror}. Free space or choose another folder.") from error
+
+
+def _database_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    scheme, _, rest = value.partition("://")
+    if scheme not in ("postgres", "postgresql", "postgresql+psycopg") or not rest:
+        raise SettingError("DATABASE_URL", "must look like postgresql://user:password@host:5432/name")
+    return "postgresql+psycopg://" + rest
+
+
+def _redis_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    if value.partition("://")[0] not in ("redis", "rediss", "unix"):
+        raise SettingError("REDIS_URL", "must look like redis://host:6379/0")
+    return value
+
+
+def _smtp_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+        raise SettingError("SMTP_URL", "must look like smtp://user:password@host:587 (smtps:// for TLS from the start)")
+    if parts.query not in ("", "tls=starttls", "tls=none"):
+        raise SettingError("SMTP_URL", "the only option is ?tls=starttls or ?tls=none")
+    try:
+        parts.port  # noqa: B018 — the property raises on a bad port
+    except ValueError as error:
+        raise SettingError("SMTP_URL", f"bad port: {error}") from error
+    return value
+
+
+def _base_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise SettingError("NURTURE_BASE_URL", "must look like https://mail.example.com")
+    return value
+
+
+def _campaigns(value: str | os.PathLike | None) -> Path:
+    folder = Path(value).expanduser().resolve() if value else CODE / "campaigns"
+    if not folder.is_dir():
+        raise SettingError("NURTURE_CAMPAIGNS", f"{folder} is not a folder")
+    return folder
+
+
+def _secret_key(home: Path, value: str | None) -> str:
+    if value:
+        if len(value) < 32:
+            raise SettingError("NURTURE_SECRET_KEY", "needs at least 32 characters")
+        return value
+    kept = home / "secret"
+    if not kept.exists():
+        # Written aside and linked into place, so that two processes that start together agree on one secret.
+        draft = home / f".secret.{os.getpid()}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, kept)
+        draft.unlink()
+    return kept.read_text().strip()

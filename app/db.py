@@ -1,0 +1,116 @@
+"""The database: engine, bulk statements, locks.
+
+Everything talks SQLAlchemy Core over one `Connection`; there is no ORM. Transactions belong to the entry points
+(`with engine.begin() as conn:`); a function that takes a `conn` never commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from psycopg.types.json import set_json_dumps, set_json_loads
+from pydantic_core import from_json, to_json
+from sqlalchemy import Connection, Engine, Table, create_engine, text
+from sqlalchemy.dialects import postgresql
+
+# Namespaces of the transaction-level advisory locks. Only those: session-level locks break behind pgbouncer.
+LOCK_PARTITION = 1
+LOCK_MIGRATION = 2
+LOCK_CAPS = 3
+
+set_json_dumps(to_json)
+set_json_loads(from_json)
+
+
+def connect(url: str, *, pool_size: int = 5) -> Engine:
+    """An engine for `url`. Opens no connection yet. Works behind pgbouncer in transaction mode (no prepared statements)."""
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        json_serializer=lambda value: to_json(value).decode(),
+        json_deserializer=from_json,
+        connect_args={"prepare_threshold": None, "connect_timeout": 5, "application_name": "nurture"},
+    )
+
+
+def insert_rows(
+    conn: Connection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    conflict: str = "",
+    returning: Sequence[str] = (),
+) -> list[Any]:
+    """Inserts `rows` by one statement (`jsonb_to_recordset`), whatever their number.
+
+    All rows have the keys of the first. `conflict` is the text after `on conflict`, such as `do nothing` or
+    `(id) do update set name = excluded.name`; `returning` names columns. Values may be anything JSON can carry, datetimes and
+    UUIDs included; bytes are not supported. Returns the returned rows, else an empty list.
+    """
+    if not rows:
+        return []
+    statement = _insert_statement(table, tuple(rows[0]), conflict, tuple(returning))
+    result = conn.exec_driver_sql(statement, {"rows": to_json(rows).decode()})
+    return list(result) if returning else []
+
+
+def update_rows(conn: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, key: Iterable[str] = ("id",)) -> int:
+    """Updates `rows` by one statement: each row's `key` columns find it, its other columns are set. Returns the rows changed."""
+    if not rows:
+        return 0
+    statement = _update_statement(table, tuple(rows[0]), tuple(key))
+    return conn.exec_driver_sql(statement, {"rows": to_json(rows).decode()}).rowcount
+
+
+def lock(conn: Connection, namespace: int, number: int, *, wait_ms: int = 0) -> bool:
+    """Takes an advisory lock until the transaction ends. Waits `wait_ms` at most; False says that somebody else has it.
+
+    Waiting past the limit aborts the transaction's savepoint only, so the caller may go on.
+    """
+    if conn.execute(text("select pg_try_advisory_xact_lock(:a, :b)"), {"a": namespace, "b": number}).scalar():
+        return True
+    if not wait_ms:
+        return False
+    conn.exec_driver_sql("savepoint waiting_for_lock")
+    conn.exec_driver_sql(f"set local lock_timeout = {int(wait_ms)}")
+    try:
+        conn.execute(text("select pg_advisory_xact_lock(:a, :b)"), {"a": namespace, "b": number})
+    except Exception as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) != "55P03":
+            raise
+        conn.exec_driver_sql("rollback to savepoint waiting_for_lock")
+        return False
+    conn.exec_driver_sql("set local lock_timeout = 0")
+    return True
+
+
+@lru_cache(maxsize=512)
+def _insert_statement(table: Table, columns: tuple[str, ...], conflict: str, returning: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    statement = f'insert into "{table.name}" ({names}) select {names} from {_recordset(table, columns)}'
+    if conflict:
+        statement += f" on conflict {conflict}"
+    if returning:
+        statement += " returning " + ", ".join(f'"{name}"' for name in returning)
+    return statement
+
+
+@lru_cache(maxsize=512)
+def _update_statement(table: Table, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
+    sets = ", ".join(f'"{name}" = r."{name}"' for name in columns if name not in key)
+    match = " and ".join(f't."{name}" = r."{name}"' for name in key)
+    return f'update "{table.name}" t set {sets} from {_recordset(table, columns)} where {match}'
+
+
+def _recordset(table: Table, columns: tuple[str, ...]) -> str:
+    typed = ", ".join(f'"{name}" {_type(table, name)}' for name in columns)
+    return f"jsonb_to_recordset(%(rows)s::jsonb) as r({typed})"
+
+
+@lru_cache(maxsize=1024)
+def _type(table: Table, column: str) -> str:
+    return table.columns[column].type.compile(postgresql.dialect())

@@ -1,0 +1,154 @@
+"""Messages: rows before they are emails; what became of them; who must not be written to; what people answered."""
+
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, LargeBinary, SmallInteger, Table, Text, UniqueConstraint, text
+
+from app.models.base import Json, Time, Uuid, metadata, serial
+
+message = Table(
+    "message",
+    metadata,
+    # One email to one contact for one step of one enrollment. The id is a hash of those four (invariant 3).
+    Column("id", Uuid, primary_key=True),
+    Column("enrollment_id", Uuid, ForeignKey("enrollment.id", ondelete="CASCADE"), nullable=False),
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id"), nullable=False),
+    Column("version_id", BigInteger, ForeignKey("campaign_version.id"), nullable=False),
+    Column("step_id", Text, nullable=False),
+    Column("occurrence", Integer, nullable=False),
+    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("contact_id", BigInteger, ForeignKey("contact.id", ondelete="CASCADE"), nullable=False),
+    Column("partition", SmallInteger, nullable=False),
+    Column("kind", Text, nullable=False),  # email | survey
+    Column("topic", Text, nullable=False),  # "transactional" has no opt-out
+    Column("priority", SmallInteger, nullable=False),
+    Column("created_at", Time, nullable=False),
+    Column("due_at", Time, nullable=False),
+    Column("expires_at", Time, nullable=False),
+    # due → claimed → in_dot → sent | unknown, or due | skipped; ghosted and shadow are settled when made.
+    Column("state", Text, nullable=False),
+    Column("reason", Text),  # why it was skipped, or waits
+    Column("claim", Uuid),  # the fencing token of the claim
+    Column("worker_id", Uuid),
+    Column("claimed_at", Time),
+    Column("dot_at", Time),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("settled_at", Time),
+    Column("person", Text),  # the address it went to, normalised
+    Column("message_header", Text),  # Message-ID, made once and reused on every retry (M-01)
+    Column("subject", Text),
+    Column("values", Json),  # what it was rendered with: only the paths its template reads
+    Column("links", Json),  # destinations after rendering, by index
+    Column("reply", Text),  # the relay's last reply
+    UniqueConstraint("enrollment_id", "step_id", "occurrence", "contact_id"),
+    Index("ix_message_due", text("priority desc"), "due_at", postgresql_where=text("state = 'due'")),
+    Index("ix_message_due_at", "due_at", postgresql_where=text("state = 'due'")),
+    Index("ix_message_claimed", "worker_id", postgresql_where=text("state in ('claimed', 'in_dot')")),
+    Index("ix_message_contact", "contact_id", "created_at"),
+    Index("ix_message_account", "account_id", "created_at"),
+    Index("ix_message_campaign", "campaign_id", "state"),
+    Index("ix_message_created", "created_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    # Mail of an installation without a relay: read at /dev/outbox.
+    serial(),
+    Column("message_id", Uuid, nullable=False, unique=True),
+    Column("sender", Text, nullable=False),
+    Column("recipient", Text, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
+    Column("captured_at", Time, nullable=False),
+)
+
+delivery_event = Table(
+    "delivery_event",
+    metadata,
+    # What became of a message: sent, deferred, rejected, unknown, opened, clicked, unsubscribed, …; facts, any order.
+    serial(),
+    Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("at", Time, nullable=False),
+    Column("detail", Json, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("key", Text, nullable=False),  # what makes it one fact, such as attempt:3
+    UniqueConstraint("message_id", "kind", "key"),
+    Index("ix_delivery_event_at", "at", postgresql_using="brin"),
+)
+
+hit = Table(
+    "hit",
+    metadata,
+    # Evidence: somebody or something fetched a link of a message. Never deleted by a verdict, which may change.
+    serial(),
+    Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),  # click | open | survey | unsubscribe | view
+    Column("link", Integer),
+    Column("at", Time, nullable=False),
+    Column("network", Text),  # truncated: IPv4 /24, IPv6 /48 (T-06)
+    Column("user_agent", Text),
+    Column("signals", Json, nullable=False),  # {signal: weight}
+    Column("score", SmallInteger, nullable=False),
+    Column("verdict", Text, nullable=False),  # human | suspected | scanner | machine | proxy
+    Column("settle_at", Time),  # a click is judged for good then
+    Column("settled_at", Time),
+    Index("ix_hit_message", "message_id", "at"),
+    Index("ix_hit_settle", "settle_at", postgresql_where=text("settled_at is null and settle_at is not null")),
+    Index("ix_hit_network", "network", "at"),
+)
+
+suppression = Table(
+    "suppression",
+    metadata,
+    # An address we must not write to. Scope `all` or a topic.
+    serial(),
+    Column("person", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("reason", Text, nullable=False),  # unsubscribed | bounced | complained | manual
+    Column("evidence", Json, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("created_at", Time, nullable=False),
+    Column("lifted_at", Time),
+    Index("uq_suppression_active", "person", "scope", unique=True, postgresql_where=text("lifted_at is null")),
+)
+
+consent = Table(
+    "consent",
+    metadata,
+    # The consent log, append-only (P-05).
+    serial(),
+    Column("person", Text, nullable=False),
+    Column("purpose", Text, nullable=False),  # a topic, `all`, open_tracking or click_tracking
+    Column("granted", Boolean, nullable=False),
+    Column("at", Time, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("evidence", Json, nullable=False, server_default=text("'{}'::jsonb")),
+    Index("ix_consent_person", "person", "at"),
+)
+
+response = Table(
+    "response",
+    metadata,
+    # The counted answer of one message to one question; `response_revision` keeps the earlier ones.
+    serial(),
+    Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), nullable=False),
+    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("contact_id", BigInteger, ForeignKey("contact.id", ondelete="CASCADE"), nullable=False),
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id"), nullable=False),
+    Column("survey", Text, nullable=False),  # nps | csat | ces
+    Column("question", Text, nullable=False),
+    Column("score", SmallInteger, nullable=False),
+    Column("comment", Text),
+    Column("answered_at", Time, nullable=False),
+    Column("revision", Integer, nullable=False, server_default=text("1")),
+    UniqueConstraint("message_id", "question"),
+    Index("ix_response_account", "account_id", "answered_at"),
+    Index("ix_response_campaign", "campaign_id", "answered_at"),
+)
+
+response_revision = Table(
+    "response_revision",
+    metadata,
+    Column("response_id", BigInteger, ForeignKey("response.id", ondelete="CASCADE"), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("score", SmallInteger, nullable=False),
+    Column("comment", Text),
+    Column("answered_at", Time, nullable=False),
+)

@@ -1,0 +1,253 @@
+"""The frozen values that rules take and give: what is known of an account, what happened, what was decided.
+
+Nothing here touches a clock, a session or a network. Live runs, simulation, campaign tests and explanation all speak these types.
+Accounts and contacts are named by external ids (`key`), so that the same facts give the same answers in any database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+NO_KEYS: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """A person at this account. `roles` are those of the membership; `suppressed` holds the scopes (`all` or topics) that are
+    closed for the person's address; `held` is the reason of a hold, or None."""
+
+    key: str
+    id: int
+    address: str | None = None
+    person: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+    roles: frozenset[str] = NO_KEYS
+    timezone: str | None = None
+    locale: str | None = None
+    traits: Mapping[str, Any] = EMPTY
+    joined_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    suppressed: frozenset[str] = NO_KEYS
+    held: str | None = None
+
+    def reachable(self, topic: str) -> bool:
+        """Whether mail of `topic` may go to this contact as far as address, suppression and opt-out say."""
+        return self.unreachable(topic) is None
+
+    def unreachable(self, topic: str) -> str | None:
+        """The reason code for not writing to this contact, or None."""
+        if not self.person:
+            return "no_address"
+        if "all" in self.suppressed and topic != "transactional":
+            return "opted_out"
+        if "bounced" in self.suppressed:
+            return "suppressed"
+        if topic in self.suppressed and topic != "transactional":
+            return "topic_opted_out"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One metric's daily counts (UTC), newest first: `days` are (ordinal of the day, count)."""
+
+    days: tuple[tuple[int, int], ...] = ()
+    last_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    score: float | None = None
+    band: str | None = None
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    reached_at: datetime | None = None
+    overdue_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enrollment:
+    """One account, or one contact of it, inside one version of a campaign.
+
+    `position` is what the current step must remember (deadlines, messages that are not yet settled); its keys belong to
+    `rules.journey`. `entry` is the event it entered by.
+    """
+
+    id: UUID
+    campaign: str
+    version: int
+    contact: str | None
+    shadow: bool
+    held_out: bool
+    step: str | None
+    occurrence: int
+    position: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    entered_at: datetime
+    due_at: datetime | None
+    goal_at: datetime | None = None
+    state: str = "active"
+    ended_at: datetime | None = None
+    end_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What re-entry must know of enrollments that have ended: per (campaign, contact, shadow) the last end."""
+
+    campaign: str
+    contact: str | None
+    shadow: bool
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """All that rules may know of an account at one moment. `contacts` and `usage` are loaded only where something reads them."""
+
+    key: str
+    id: int
+    name: str | None = None
+    touch: str | None = None
+    timezone: str | None = None
+    owner_name: str | None = None
+    owner_email: str | None = None
+    seats: int | None = None
+    customer_since: datetime | None = None
+    renewal_date: datetime | None = None
+    revenue: float | None = None
+    traits: Mapping[str, Any] = EMPTY
+    stage: str | None = None
+    stage_entered_at: datetime | None = None
+    created_at: datetime | None = None
+    due_at: datetime | None = None
+    milestones: Mapping[str, Milestone] = EMPTY
+    health: Health = Health()
+    usage: Mapping[str, Usage] = EMPTY
+    contacts: Mapping[str, Contact] = EMPTY
+    enrollments: tuple[Enrollment, ...] = ()
+    past: tuple[Past, ...] = ()
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    held: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A dated fact. `id` is its row, None for one that is only now derived; `mark` is None, `too_old` or `backfill`."""
+
+    name: str
+    properties: Mapping[str, Any]
+    occurred_at: datetime
+    received_at: datetime
+    message_id: str
+    kind: str = "track"
+    contact: str | None = None
+    mark: str | None = None
+    depth: int = 0
+    id: int | None = None
+
+    @property
+    def at(self) -> datetime:
+        return self.received_at
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A moment that came: of an enrollment (`enrollment` is its id) or of the account itself (None)."""
+
+    at: datetime
+    enrollment: UUID | None = None
+
+
+Occurrence = Event | Timer
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A line of the ledger. `gate` is where, `verdict` is yes, no or wait, `reason` is a code, `evidence` is what it saw."""
+
+    gate: str
+    verdict: str
+    reason: str
+    at: datetime
+    campaign: str | None = None
+    version: int | None = None
+    enrollment: UUID | None = None
+    step: str | None = None
+    contact: str | None = None
+    message: UUID | None = None
+    evidence: Mapping[str, Any] = EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """An effect: one email to one contact for one step. `state` is due, ghosted (held out) or shadow."""
+
+    id: UUID
+    enrollment: UUID
+    campaign: str
+    version: int
+    step: str
+    occurrence: int
+    contact: str
+    kind: str
+    topic: str
+    priority: int
+    created_at: datetime
+    due_at: datetime
+    expires_at: datetime
+    state: str = "due"
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """What follows from one occurrence: the account afterwards, and everything to be written with it."""
+
+    account: Account
+    changed: frozenset[str] = NO_KEYS  # of: account, stage, milestones, usage, enrollments, candidates, due
+    messages: tuple[NewMessage, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    derived: tuple[Event, ...] = ()
+
+
+@dataclass(slots=True)
+class Scope:
+    """What a condition or a template may read: one account, perhaps one contact, event, enrollment and answer, and the time.
+
+    `now` is the time of the occurrence, never the clock's.
+    """
+
+    account: Account
+    now: datetime
+    contact: Contact | None = None
+    event: Event | Mapping[str, Any] | None = None
+    enrollment: Enrollment | None = None
+    response: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def hash_id(*parts: object) -> UUID:
+    """The id that follows from `parts`: the same parts, the same id, in a live run and in a simulation alike."""
+    digest = hashlib.blake2b("\x1f".join("" if part is None else str(part) for part in parts).encode(), digest_size=16)
+    return UUID(bytes=digest.digest())
+
+
+def hash_share(*parts: object) -> float:
+    """A number in [0, 1) that follows from `parts`: for holdouts, splits and jitter."""
+    return hash_id(*parts).int / 2**128
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition that the account (or, where none is known, the contact) named `key` belongs to."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big") % partitions

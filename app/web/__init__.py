@@ -1,0 +1,26 @@
+"""They call us: everything that answers HTTP."""
+
+from __future__ import annotations
+
+from flask import Flask
+from sqlalchemy import select
+
+from app.config import Settings
+from app.db import connect
+from app.models import installation
+from app.queue import Bells
+from app.web import api, console, events, health, links, outbox, surveys
+from app.web.context import Installation
+
+
+def build(settings: Settings) -> Flask:
+    """The Flask application of `settings`, whose database is migrated already."""
+    app = Flask("app.web", template_folder="templates", static_folder="static")
+    app.config.update(SECRET_KEY=settings.secret_key, MAX_CONTENT_LENGTH=1024 * 1024)
+    engine = connect(settings.database_url)
+    with engine.connect() as conn:
+        partitions = conn.execute(select(installation.c.partitions)).scalar_one()
+    app.extensions["nurture"] = Installation(settings, engine, Bells(settings.redis_url), partitions)
+    for module in (events, links, surveys, outbox, api, console, health):
+        app.register_blueprint(module.blueprint)
+    return app

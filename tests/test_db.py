@@ -1,0 +1,36 @@
+"""The bulk statements write what they are given, whatever its type."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from sqlalchemy import select
+
+from app.db import insert_rows, lock, update_rows
+from app.models import account, worker
+
+
+def test_rows_survive_the_round_trip(engine):
+    at = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    with engine.begin() as conn:
+        rows = [{"external_id": "ä😀", "partition": 3, "traits": {"a": [1, None]}, "created_at": at}]
+        [(found,)] = insert_rows(conn, account, rows, returning=["id"])
+        assert insert_rows(conn, account, rows, conflict="do nothing", returning=["id"]) == []
+        assert update_rows(conn, account, [{"id": found, "name": "Acorn", "due_at": at}]) == 1
+        row = conn.execute(select(account)).one()
+    assert (row.external_id, row.traits, row.created_at, row.name, row.due_at) == ("ä😀", {"a": [1, None]}, at, "Acorn", at)
+
+
+def test_uuids_and_times_are_typed(engine):
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    one = {"id": uuid4(), "host": "h", "pid": 1, "started_at": at, "heartbeat_at": at}
+    with engine.begin() as conn:
+        insert_rows(conn, worker, [one])
+        assert conn.execute(select(worker.c.id)).scalar_one() == one["id"]
+
+
+def test_a_busy_lock_is_said_and_leaves_the_transaction_alive(engine):
+    with engine.begin() as first, engine.begin() as second:
+        assert lock(first, 1, 7)
+        assert not lock(second, 1, 7)
+        assert not lock(second, 1, 7, wait_ms=20)
+        assert second.exec_driver_sql("select 1").scalar() == 1

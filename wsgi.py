@@ -1,0 +1,6 @@
+"""The web service for production: `gunicorn wsgi:app`."""
+
+from app import create_app
+from app.config import load
+
+app = create_app(load())
