@@ -1,0 +1,147 @@
+"""What follows from a relay's answer: try again and when, give up, suppress. Pure: no clock, no database.
+
+The table of email-standards 3.2 decides by the enhanced code first, the basic code second, the text last (S-13).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from app.errors import SendError
+from app.rules.facts import hash_share
+
+# S-10, with jitter of a fifth either way. The last one repeats until the message expires.
+SCHEDULE = tuple(timedelta(minutes=minutes) for minutes in (6, 20, 45, 120, 240, 480))
+JITTER = 0.2
+NAMED_DELAY_LIMIT = timedelta(hours=1)  # S-11
+
+HARD = frozenset({"5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.7.13", "5.7.17", "5.7.18"})
+CONFIGURATION = frozenset({"5.1.7", "5.1.8", "5.7.27"})
+NO_HOST = frozenset({"5.4.1", "5.4.4"})
+FULL = frozenset({"5.2.2", "4.2.2"})
+# The relay wants us to sign in, or to sign in otherwise: nothing that another recipient would change.
+SIGN_IN = frozenset({530, 534, 535, 538})
+
+_ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?![\d.])")
+_DELAY = re.compile(r"\b(\d{1,5})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b", re.IGNORECASE)
+_UNKNOWN_USER = re.compile(
+    r"(user|recipient|mailbox|address|account)\b.{0,40}\b(unknown|not found|not exist|no such|unavailable|disabled|inactive|invalid)"
+    r"|\b(unknown|no such|invalid|nonexistent)\b.{0,20}\b(user|recipient|mailbox|address|account)"
+    r"|does(n't| not) (exist|have an account)",
+    re.IGNORECASE,
+)
+_CLOSED = re.compile(r"\b(disabled|inactive|deactivated|suspended)\b", re.IGNORECASE)
+_BLOCKED = re.compile(
+    r"spam|block(ed|list)|blacklist|policy|reputation|rbl\b|spamhaus|dnsbl|barracuda|denied by|access denied", re.IGNORECASE
+)
+_QUOTA = re.compile(r"quota|mailbox (is )?full|over ?limit|insufficient (system )?storage", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What becomes of a message after one attempt.
+
+    `state` is the one to store: due (again at `due_at`), sent, unknown or skipped; `event` is the kind of the delivery event, None
+    where the attempt does not count because it never was about this message; `sort` is the class of 3.2; `suppress` says that the
+    address must not be written to again.
+    """
+
+    state: str
+    reason: str | None = None
+    event: str | None = None
+    due_at: datetime | None = None
+    suppress: bool = False
+    sort: str | None = None
+    enhanced: str | None = None
+
+
+SENT = Ending("sent", None, "sent")
+
+
+def ending(error: SendError, message_id: UUID, attempts: int, now: datetime, expires_at: datetime) -> Ending:
+    """What follows from a failed attempt. `attempts` counts this one.
+
+    A refusal for now is tried again until the message expires; a refusal for good ends it, and suppresses the address only where
+    the recipient was refused as not existing; no answer after the final dot is `unknown` and never tried again (table 2.1, S-05).
+    """
+    code = enhanced(error.text)
+    if error.outcome == "unknown":
+        return Ending("unknown", "no_answer", "unknown", enhanced=code)
+    sort = sort_of(error.phase, error.code, error.text)
+    if error.outcome == "perm":
+        return Ending("skipped", "rejected", "rejected", suppress=sort == "hard", sort=sort, enhanced=code)
+    again = retry_at(message_id, attempts, now, error.text)
+    if again >= expires_at:
+        return Ending("skipped", "expired", "deferred", sort=sort, enhanced=code)
+    return Ending("due", "deferred", "deferred", due_at=again, sort=sort, enhanced=code)
+
+
+def about_the_relay(error: SendError) -> bool:
+    """Whether the failure says nothing of the message: no connection, no TLS, no sign-in. It is then not counted as an attempt."""
+    return error.phase == "connect" or (error.phase == "mail" and error.code in SIGN_IN)
+
+
+def retry_at(message_id: UUID, attempts: int, now: datetime, text: str = "") -> datetime:
+    """When to try again after the `attempts`-th failure: the delay the relay named, else the schedule with its jitter (S-10, S-11).
+
+    The jitter is a hash of message and attempt, so a repeated calculation gives the same time.
+    """
+    named = named_delay(text)
+    if named is not None:
+        return now + named
+    delay = SCHEDULE[min(attempts, len(SCHEDULE)) - 1]
+    return now + delay * (1 - JITTER + 2 * JITTER * hash_share("retry", message_id, attempts))
+
+
+def named_delay(text: str) -> timedelta | None:
+    """The delay a reply asks for ("try again in 300 seconds"), at most an hour; None when it names none."""
+    found = _DELAY.search(_ENHANCED.sub(" ", text))
+    if not found:
+        return None
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2][0].lower()]
+    return min(timedelta(seconds=seconds), NAMED_DELAY_LIMIT) if seconds else None
+
+
+def enhanced(text: str) -> str | None:
+    """The enhanced status code of a reply's text (RFC 3463), such as 5.1.1."""
+    found = _ENHANCED.search(text)
+    return found[0] if found else None
+
+
+def sort_of(phase: str, code: int | None, text: str) -> str:
+    """The class of table 3.2: hard, host, full, soft, block or configuration.
+
+    `hard` only for a refusal of the recipient (RCPT): what is refused elsewhere is about us or the content, never about the
+    contact (S-19).
+    """
+    status = enhanced(text)
+    if code is None or code < 500:
+        return "full" if status in FULL else "soft"
+    if phase == "mail":
+        return "configuration"
+    if status:
+        return _sort_by_status(status, phase, text)
+    if code == 552 or _QUOTA.search(text):
+        return "full"
+    if _BLOCKED.search(text):
+        return "block"
+    if phase == "rcpt" and code in (550, 551, 553) and _UNKNOWN_USER.search(text):
+        return "hard"
+    return "block" if code in (550, 554) else "soft"
+
+
+def _sort_by_status(status: str, phase: str, text: str) -> str:
+    if status in FULL:
+        return "full"
+    if status in CONFIGURATION or status.startswith("5.5."):
+        return "configuration"
+    if status in HARD or (status == "5.2.1" and _CLOSED.search(text)):
+        return "hard" if phase == "rcpt" else "block"
+    if status in NO_HOST:
+        return "host"
+    if status.startswith(("5.7.", "5.6.")) or status == "5.3.4" or _BLOCKED.search(text):
+        return "block"
+    return "soft"
