@@ -8,7 +8,9 @@
     ├── InputError              something from outside is wrong; names the field, line or row
     │   ├── EventError          one item of the events API
     │   ├── DefinitionError     a campaign file; carries every problem with file, line and column
-    │   └── TemplateError       a mail template; carries its path and, where known, the line
+    │   ├── TemplateError       a mail template; carries its path and, where known, the line
+    │   ├── SurveyClosed        an answer came after the survey's last day
+    │   └── TooOften            an answer was changed too often within an hour
     ├── NotFound                a thing named by the caller does not exist
     ├── RenderSkip              a message must not be sent as it would have a hole; carries the reason
     ├── SendError               a transport did not take a message; carries the phase and the class
@@ -19,6 +21,8 @@ start-up.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class NurtureError(Exception):
@@ -74,6 +78,18 @@ class TemplateError(InputError):
         super().__init__(problem, f"{path}:{line}" if line else path)
         self.path = path
         self.line = line
+
+
+class SurveyClosed(InputError):
+    """An answer came after the survey's last day. `at` is when it closed."""
+
+    def __init__(self, at: datetime):
+        super().__init__(f"the survey closed on {at:%Y-%m-%d}")
+        self.at = at
+
+
+class TooOften(InputError):
+    """An answer was changed too often within an hour."""
 
 
 class NotFound(NurtureError):
