@@ -18,10 +18,17 @@ EMPTY: Mapping[str, Any] = MappingProxyType({})
 NO_KEYS: frozenset[str] = frozenset()
 
 
+def _none() -> Any:
+    return field(default_factory=lambda: EMPTY)
+
+
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """A person at this account. `roles` are those of the membership; `suppressed` holds the scopes (`all` or topics) that are
-    closed for the person's address; `held` is the reason of a hold, or None."""
+    """A person at this account. `roles` are those of the membership; `joined_at` None says that there is no membership (yet).
+
+    `suppressed` holds the scopes (`all`, `bounced`, `complained`, `manual` or topics) that are closed for the person's address; `held` is the reason of a hold,
+    or None; `surveyed_at` is when the person was last sent a survey; `clocks` say how new each value is: {name: (occurred_at, message_id)}.
+    """
 
     key: str
     id: int
@@ -32,11 +39,13 @@ class Contact:
     roles: frozenset[str] = NO_KEYS
     timezone: str | None = None
     locale: str | None = None
-    traits: Mapping[str, Any] = EMPTY
+    traits: Mapping[str, Any] = _none()
     joined_at: datetime | None = None
     last_seen_at: datetime | None = None
     suppressed: frozenset[str] = NO_KEYS
     held: str | None = None
+    surveyed_at: datetime | None = None
+    clocks: Mapping[str, Any] = _none()
 
     def reachable(self, topic: str) -> bool:
         """Whether mail of `topic` may go to this contact as far as address, suppression and opt-out say."""
@@ -48,7 +57,7 @@ class Contact:
             return "no_address"
         if "all" in self.suppressed and topic != "transactional":
             return "opted_out"
-        if "bounced" in self.suppressed:
+        if not self.suppressed.isdisjoint(("bounced", "complained", "manual")):
             return "suppressed"
         if topic in self.suppressed and topic != "transactional":
             return "topic_opted_out"
@@ -127,19 +136,20 @@ class Account:
     customer_since: datetime | None = None
     renewal_date: datetime | None = None
     revenue: float | None = None
-    traits: Mapping[str, Any] = EMPTY
+    traits: Mapping[str, Any] = _none()
     stage: str | None = None
     stage_entered_at: datetime | None = None
     created_at: datetime | None = None
     due_at: datetime | None = None
-    milestones: Mapping[str, Milestone] = EMPTY
+    milestones: Mapping[str, Milestone] = _none()
     health: Health = Health()
-    usage: Mapping[str, Usage] = EMPTY
-    contacts: Mapping[str, Contact] = EMPTY
+    usage: Mapping[str, Usage] = _none()
+    contacts: Mapping[str, Contact] = _none()
     enrollments: tuple[Enrollment, ...] = ()
     past: tuple[Past, ...] = ()
     candidates: tuple[Mapping[str, Any], ...] = ()
     held: str | None = None
+    clocks: Mapping[str, Any] = _none()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +197,7 @@ class Decision:
     step: str | None = None
     contact: str | None = None
     message: UUID | None = None
-    evidence: Mapping[str, Any] = EMPTY
+    evidence: Mapping[str, Any] = _none()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +222,19 @@ class NewMessage:
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What follows from one occurrence: the account afterwards, and everything to be written with it."""
+    """What follows from one occurrence: the account afterwards, and everything that must be written with it.
+
+    `account` carries the new values of the account itself, its milestones, contacts and active enrollments; whoever stores it
+    compares it with what was loaded. `enrollments` are those that changed, the ended ones included; `usage` counts (metric, day).
+    """
 
     account: Account
-    changed: frozenset[str] = NO_KEYS  # of: account, stage, milestones, usage, enrollments, candidates, due
+    enrollments: tuple[Enrollment, ...] = ()
     messages: tuple[NewMessage, ...] = ()
     decisions: tuple[Decision, ...] = ()
     derived: tuple[Event, ...] = ()
+    usage: tuple[str, ...] = ()
+    stages: tuple[tuple[str, datetime, str], ...] = ()  # entered: name, when, why
 
 
 @dataclass(slots=True)
