@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flask import current_app
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app.config import Settings
 from app.queue import Bells
@@ -22,3 +24,12 @@ class Installation:
 def here() -> Installation:
     """The installation this application serves."""
     return current_app.extensions["nurture"]
+
+
+@contextmanager
+def reading() -> Iterator[Connection]:
+    """A connection for one page or answer that only reads: one snapshot, no writes, 15 seconds at most for each statement."""
+    with here().engine.connect() as conn:
+        conn.exec_driver_sql("set transaction isolation level repeatable read, read only")
+        conn.exec_driver_sql("set local statement_timeout = '15s'")
+        yield conn

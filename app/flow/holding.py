@@ -1,0 +1,61 @@
+"""Holds: reasons to send nothing but transactional mail to an account or a contact, until a date or until released."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text, update
+
+from app.errors import InputError, NotFound
+from app.flow.reading.accounts import find_account
+from app.flow.reading.contacts import find_contact
+from app.models import hold as holds_table
+
+
+def hold(
+    conn: Connection, reason: str, now: datetime, *, account: str | None = None, contact: str | None = None, until: datetime | None = None
+) -> int:
+    """Holds the account or the contact of that external id and returns the hold's id. Nothing already sent changes.
+
+    Raises InputError unless exactly one is named, on a reason that is empty or over 200 characters, and on an end that has passed;
+    NotFound when the account or contact does not exist.
+    """
+    if (account is None) == (contact is None):
+        raise InputError("name an account or a contact, not both")
+    reason = reason.replace("\x00", "").strip()
+    if not 1 <= len(reason) <= 200:
+        raise InputError("must have 1 to 200 characters", "reason")
+    if until is not None and until <= now:
+        raise InputError("must be in the future", "until")
+    return conn.execute(
+        holds_table.insert()
+        .values(
+            account_id=find_account(conn, account).id if account is not None else None,
+            contact_id=find_contact(conn, contact).id if contact is not None else None,
+            reason=reason,
+            created_at=now,
+            until=until,
+        )
+        .returning(holds_table.c.id)
+    ).scalar_one()
+
+
+def release(conn: Connection, hold_id: int, now: datetime) -> None:
+    """Ends the hold at once. Raises NotFound when there is none in force with that id."""
+    ended = update(holds_table).where(holds_table.c.id == hold_id, holds_table.c.released_at.is_(None)).values(released_at=now)
+    if not 0 <= hold_id < 2**63 or conn.execute(ended).rowcount != 1:
+        raise NotFound(f"There is no hold {hold_id} in force.")
+
+
+def list_holds(conn: Connection, now: datetime) -> list[dict[str, Any]]:
+    """The holds in force (1,000 at most), newest first."""
+    rows = conn.execute(
+        text(
+            """select h.id, a.external_id as account, c.external_id as contact, h.reason, h.created_at, h.until from hold h
+               left join account a on a.id = h.account_id left join contact c on c.id = h.contact_id
+               where h.released_at is null and (h.until is null or h.until > :now) order by h.created_at desc, h.id desc limit 1000"""
+        ),
+        {"now": now},
+    )
+    return [dict(row._mapping) for row in rows]

@@ -1,0 +1,154 @@
+"""Every reason code of the ledger in plain words, in one place: what the console, the API and `nurture explain` say.
+
+A code that is used anywhere must be here (a test reads the source tree for codes). The evidence fills in what the code leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+# gate → what people call it, in the order in which the gates are asked.
+GATES: dict[str, str] = {
+    "trigger": "Trigger",
+    "campaign": "Campaign is live",
+    "enrollment": "Enrollment is active",
+    "goal": "Goal",
+    "exit": "Exit",
+    "audience": "Audience",
+    "hold": "Hold",
+    "recipient": "Recipient",
+    "suppression": "Topic and suppression",
+    "quarantine": "Survey quarantine",
+    "window": "Send window",
+    "caps": "Caps",
+    "render": "Rendering",
+    "holdout": "Holdout",
+    "wait": "Wait",
+    "wait_for": "Wait for",
+    "branch": "Branch",
+    "send": "Sending",
+    "account": "Account",
+}
+
+SENTENCES: dict[str, str] = {
+    # Entry
+    "enrolled": "The trigger matched and the enrollment began.",
+    "never_happened": "The trigger event has never happened here.",
+    "where_failed": "The trigger event happened, but its condition was not true.",
+    "too_old": "The event was already older than three days when it arrived, so it enrolls nobody.",
+    "backfill": "The event was imported as history, so it enrolls nobody.",
+    "already_enrolled": "An enrollment in this campaign was already active.",
+    "no_reentry": "It has been through this campaign before, and the campaign allows no second time.",
+    "reentry_too_soon": "It left this campaign too recently to enter again.",
+    "goal_already_met": "The goal was already met, so there was nothing to bring about.",
+    "exit_already_met": "The condition for leaving was already true.",
+    "not_in_audience": "The account or contact is not in the campaign's audience.",
+    "missing": "A value that the trigger or the audience reads was never set.",
+    "no_contact": "The event named no contact, and this campaign enrolls contacts.",
+    "no_account": "The contact belongs to no account, and campaigns run for accounts.",
+    "account_ambiguous": "The event named no account and the contact belongs to several or none.",
+    "too_soon_to_say": "The trigger event has arrived and is still being processed.",
+    "not_recorded": "The trigger matched, but the decision is no longer stored (the ledger is pruned by age) or came before the campaign was published.",
+    "before_published": "The trigger event happened before this campaign was published, and publishing looks forward only.",
+    "loop": "Derived events followed each other more than eight deep, so the chain was cut.",
+    # The way through
+    "goal_met": "The goal is met.",
+    "goal_met_late": "The goal was met, but after the time the campaign allows for it.",
+    "exit_when": "The condition for leaving is true.",
+    "left": "It left the campaign because the condition for leaving is true.",
+    "exit_step": "It came to a step that ends the campaign.",
+    "step_gone": "The step it was at is not in its version any more.",
+    "finished": "It went through all steps.",
+    "branch_taken": "This arm of the branch was taken.",
+    "no_branch_matched": "No arm of the branch matched, so it went on.",
+    "event_came": "What the step waited for came.",
+    "timed_out": "What the step waited for did not come in time.",
+    "moment_missing": "The date to wait for was never set.",
+    "moment_passed": "The date to wait for had already passed.",
+    "queued": "The message was made and waits for its turn to be sent.",
+    # Gates of sending
+    "campaign_paused": "The campaign is paused.",
+    "campaign_not_live": "The campaign was not live any more.",
+    "enrollment_ended": "The enrollment had ended before the message was sent.",
+    "held": "The account or the contact is on hold.",
+    "nobody_reachable": "Nobody with the wanted role can be reached.",
+    "not_a_member": "The contact does not belong to the account any more.",
+    "no_address": "The contact has no email address.",
+    "opted_out": "The person has opted out of all mail.",
+    "topic_opted_out": "The person has opted out of this topic.",
+    "suppressed": "The address must not be written to.",
+    "survey_quarantine": "The person was asked by a survey too recently.",
+    "window_closed": "The send window is closed; the message waits until it opens.",
+    "capped": "The person or the account has had enough mail for now.",
+    "missing_value": "The mail would have a hole: a value it shows was never set and has no default.",
+    "bad_template": "The template cannot be rendered.",
+    "too_large": "The rendered mail is too large.",
+    "held_out": "The account is in the holdout, which gets nothing so that the effect can be measured.",
+    "shadow": "The campaign runs in shadow: the message is kept instead of sent.",
+    # Sending
+    "sent": "The mail was sent.",
+    "no_answer": "The connection broke after the mail was handed over; it may have arrived, so it is not sent again.",
+    "rejected": "The relay refused the mail for good.",
+    "deferred": "The relay asked to try again later.",
+    "expired": "The message could not be sent before it expired.",
+    "worker_died": "The worker died while handing the mail over; it may have arrived, so it is not sent again.",
+}
+
+
+def sentence(reason: str | None, evidence: Mapping[str, Any] | None = None) -> str:
+    """The reason in plain words, with what the evidence adds. An unknown code is shown as it is."""
+    if not reason:
+        return ""
+    said = SENTENCES.get(reason, reason.replace("_", " ").capitalize() + ".")
+    added = _added(reason, evidence or {})
+    return f"{said} {added}" if added else said
+
+
+def gate_name(gate: str) -> str:
+    return GATES.get(gate, gate.replace("_", " ").capitalize())
+
+
+def span(value: timedelta) -> str:
+    """`3 days`, `90 minutes`: a duration in its largest whole unit."""
+    seconds = round(value.total_seconds())
+    for size, name in ((7 * 86400, "week"), (86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds and seconds % size == 0:
+            count = seconds // size
+            return f"{count} {name}{'s' if count != 1 else ''}"
+    return f"{seconds} seconds"
+
+
+def _added(reason: str, evidence: Mapping[str, Any]) -> str:
+    if reason == "missing" and evidence.get("paths"):
+        return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
+    if reason == "never_happened" and evidence.get("event"):
+        return f"Event: {evidence['event']}."
+    if reason == "held" and evidence.get("why"):
+        return f"Reason of the hold: {evidence['why']}."
+    if reason in ("campaign_not_live",) and evidence.get("mode"):
+        return f"Its mode was {evidence['mode']}."
+    if reason == "missing_value" and (path := evidence.get("path") or evidence.get("value") or evidence.get("name")):
+        return f"Missing: {path}."
+    if reason == "exit_step" and evidence.get("reason"):
+        return str(evidence["reason"])
+    if reason == "branch_taken" and evidence.get("when"):
+        return f"Arm {evidence.get('arm')}: {evidence['when']}."
+    read = {path: value for path, value in evidence.items() if "." in path}
+    if read:
+        return "; ".join(f"{path} was {shown(value)}" for path, value in read.items()) + "."
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence can carry it."""
+    if value is None:
+        return "never set"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"“{value}”"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "empty"
+    return str(value)
