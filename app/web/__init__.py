@@ -9,7 +9,7 @@ from app.config import Settings
 from app.db import connect
 from app.models import installation
 from app.queue import Bells
-from app.web import api, console, events, health, links, outbox, surveys
+from app.web import api, console, events, health, links, outbox, problems, surveys
 from app.web.context import Installation
 
 
@@ -21,6 +21,7 @@ def build(settings: Settings) -> Flask:
     with engine.connect() as conn:
         partitions = conn.execute(select(installation.c.partitions)).scalar_one()
     app.extensions["nurture"] = Installation(settings, engine, Bells(settings.redis_url), partitions)
+    problems.install(app, settings)
     for module in (events, links, surveys, outbox, api, console, health):
         app.register_blueprint(module.blueprint)
     return app
