@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
@@ -55,6 +56,23 @@ def record_hit(conn: Connection, message_id: UUID, kind: str, link: int | None, 
     }
     insert_rows(conn, hit, [row])
     return verdict
+
+
+def destination(conn: Connection, message_id: UUID, index: int) -> str | None:
+    """Where link `index` of a message leads, as stored when it was rendered; None when there is none, or it is not safe (T-10, T-11)."""
+    urls = conn.execute(text("select links from message where id = :id"), {"id": message_id}).scalar()
+    return urls[index].replace(" ", "%20") if urls and index < len(urls) and is_safe(urls[index]) else None
+
+
+def is_safe(url: Any) -> bool:
+    """Whether a browser may be sent to `url`: http or https, with a host, without user information or control characters (T-11)."""
+    if not isinstance(url, str) or url != url.strip() or any(letter < " " or letter in "\\\x7f" for letter in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and not set("@ ") & set(parts.netloc) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def truncated(address: str | None) -> str | None:

@@ -1,3 +1,128 @@
-from flask import Blueprint
+"""Surveys: the page behind a score in a mail, and the answer that its button posts.
 
-blueprint = Blueprint("surveys", __name__)
+Opening a score link answers nothing (Q-01): it shows the question with that score chosen, and stores a hit as an intent. Only a POST
+with the page's own nonce is an answer (Q-06); no cookie, no script.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from flask import Blueprint, Response, request
+from sqlalchemy import Connection
+
+from app.errors import InputError, SurveyClosed, TooOften
+from app.flow import respond, track
+from app.flow.respond import Message
+from app.rules.definition import SCALES
+from app.web import public
+from app.web.context import here
+
+blueprint = public.prepare(Blueprint("surveys", __name__))
+
+ENDS = {
+    "nps": ("not at all likely", "extremely likely"),
+    "csat": ("very dissatisfied", "very satisfied"),
+    "ces": ("very difficult", "very easy"),
+}
+# From which score on an answer is glad, and up to which it is low: promoters and detractors, top and bottom boxes.
+MOODS = {"nps": (9, 6), "csat": (4, 2), "ces": (6, 3)}
+
+
+@blueprint.get("/s/<token>")
+@blueprint.get("/s/<token>/<score>")
+def ask(token: str, score: str | None = None) -> Response:
+    """The question, with the score of the link chosen, or else the one that counts at present."""
+    now = datetime.now(UTC)
+    with here().engine.begin() as conn:
+        message = _message(conn, token)
+        if message is None:
+            return public.not_found(conn)
+        low, high = SCALES[message.survey]
+        chosen = int(score) if score and score.isascii() and score.isdecimal() and len(score) < 4 else None
+        chosen = chosen if chosen is not None and low <= chosen <= high else None
+        if request.method == "GET":
+            track.record_hit(conn, message.id, "survey", chosen, now, public.facts())
+        closes = message.sent_at + _closes_after(conn)
+        if now >= closes:
+            return _closed(conn, closes)
+        before = respond.counted(conn, message)
+        if chosen is None and before:
+            chosen = before.score
+        return _form(conn, token, message, closes, chosen=chosen, comment=before.comment if before else None, answered=before is not None)
+
+
+@blueprint.post("/s/<token>")
+@blueprint.post("/s/<token>/<score>")
+def answer(token: str, score: str | None = None) -> Response:
+    """Takes the answer of the form; the score is the form's, never the address's. Says thank you, or what was wrong with it."""
+    now = datetime.now(UTC)
+    given, comment = request.form.get("score", ""), request.form.get("comment")
+    with here().engine.begin() as conn:
+        message = _message(conn, token)
+        if message is None:
+            return public.not_found(conn)
+        closes_after = _closes_after(conn)
+        closes = message.sent_at + closes_after
+        low, high = SCALES[message.survey]
+        chosen = int(given) if given.isascii() and given.isdecimal() and len(given) < 4 and low <= int(given) <= high else None
+        again = {"chosen": chosen, "comment": comment, "answered": False}
+        if request.form.get("nonce") != public.links().nonce(token, "survey"):
+            return _form(conn, token, message, closes, 400, problem="This page was out of date. Please press Send once more.", **again)
+        if chosen is None:
+            return _form(conn, token, message, closes, 400, problem=f"Please choose a number from {low} to {high}.", **again)
+        try:
+            taken = respond.answer(conn, message, chosen, comment, now, closes_after=closes_after, partitions=here().partitions)
+        except SurveyClosed as closed:
+            return _closed(conn, closed.at)
+        except TooOften:
+            return public.page(conn, "notice.html", 429, title="That was often", text=_TOO_OFTEN)
+        except InputError as error:
+            return _form(conn, token, message, closes, 400, problem=f"The comment {error.problem}.", **again)
+        glad, low_mood = MOODS[message.survey]
+        mood = "glad" if chosen >= glad else "low" if chosen <= low_mood else "fair"
+        thanks = public.page(conn, "thanks.html", score=chosen, mood=mood, action=f"/s/{token}", closes=_day(closes))
+    here().bells.advance(taken.partitions)
+    if taken.partitions:
+        here().bells.assess()
+    return thanks
+
+
+def _message(conn: Connection, token: str) -> Message | None:
+    found = public.read_token(token, "survey")
+    message = respond.find_message(conn, found[0]) if found else None
+    return message if message and message.survey in SCALES else None
+
+
+def _closes_after(conn: Connection) -> timedelta:
+    found = respond.lifecycle_in_force(conn)
+    return found[1].survey.closes_after if found else timedelta(days=30)
+
+
+def _form(conn: Connection, token: str, message: Message, closes: datetime, status: int = 200, **values) -> Response:
+    low, high = SCALES[message.survey]
+    return public.page(
+        conn,
+        "survey.html",
+        status,
+        question=message.question,
+        scores=list(range(low, high + 1)),
+        low=ENDS[message.survey][0],
+        high=ENDS[message.survey][1],
+        action=f"/s/{token}",
+        page_nonce=public.links().nonce(token, "survey"),
+        closes=_day(closes),
+        **{"problem": None, **values},
+    )
+
+
+def _closed(conn: Connection, at: datetime) -> Response:
+    text = f"It took answers until {_day(at)}. Thank you for wanting to tell us."
+    return public.page(conn, "notice.html", 410, title="This survey is closed", text=text)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y}"
+
+
+_TOO_OFTEN = "The answer has been changed many times within an hour. The last one counts; please come back later to change it again."
