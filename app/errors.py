@@ -72,12 +72,14 @@ class DefinitionError(InputError):
 
 
 class TemplateError(InputError):
-    """A template is wrong. `path` is the file; `line` is 1-based and None where it is not known."""
+    """A template is wrong. `path` is the file; `line` is 1-based and None where it is not known. `problems` holds everything found
+    (see `app.flow.composing.marks.Problem`), the first of which the other fields repeat."""
 
-    def __init__(self, problem: str, path: str, line: int | None = None):
+    def __init__(self, problem: str, path: str, line: int | None = None, problems: tuple = ()):
         super().__init__(problem, f"{path}:{line}" if line else path)
         self.path = path
         self.line = line
+        self.problems = problems
 
 
 class SurveyClosed(InputError):

@@ -16,7 +16,7 @@ from app.errors import RenderSkip, TemplateError
 from app.flow.composing import mjml
 from app.flow.composing.filters import destination, one_line, plain
 from app.flow.composing.marks import Problem
-from app.flow.composing.mime import assemble
+from app.flow.mime import assemble
 from app.flow.composing.plaintext import text_of, tidy
 from app.flow.composing.templates import Path, Program, check
 
@@ -167,9 +167,7 @@ def _checked_result(compiled: Compiled, path: str) -> list[Problem]:
 
 def _error(problems: Sequence[Problem]) -> TemplateError:
     first = problems[0]
-    error = TemplateError(first.problem, first.path, first.line)
-    error.problems = list(problems)  # type: ignore[attr-defined]
-    return error
+    return TemplateError(first.problem, first.path, first.line, tuple(problems))
 
 
 class Composer:
