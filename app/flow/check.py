@@ -185,7 +185,9 @@ def _check_conditions(conditions: Iterable[tuple[tuple, str]], schema: Schema, p
             problems.append(places.problem("condition", f"{source!r}: {error}", place))
 
 
-def _folder(root: Path, path: Path, lifecycle: Lifecycle, schema: Schema, blocks: Mapping[str, str], problems: list[Problem]) -> Folder | None:
+def _folder(
+    root: Path, path: Path, lifecycle: Lifecycle, schema: Schema, blocks: Mapping[str, str], problems: list[Problem]
+) -> Folder | None:
     before = len(problems)
     campaign, raw, places = _model(root, path, Campaign, problems)
     if campaign is None:
@@ -208,7 +210,8 @@ def _folder(root: Path, path: Path, lifecycle: Lifecycle, schema: Schema, blocks
 def _check_names(campaign: Campaign, lifecycle: Lifecycle, places: _Places, problems: list[Problem]) -> None:
     def known(name: str | None, names: Iterable[str], what: str, place: tuple) -> None:
         if name is not None and name not in (names := list(names)):
-            problems.append(places.problem("name", f"{what} {name} is not declared in lifecycle.yaml; there are: {', '.join(names)}", place))
+            message = f"{what} {name} is not declared in lifecycle.yaml; there are: {', '.join(names)}"
+            problems.append(places.problem("name", message, place))
 
     stages = [stage.name for stage in lifecycle.stages]
     topics = [*lifecycle.topics, TRANSACTIONAL]
@@ -226,7 +229,8 @@ def _check_names(campaign: Campaign, lifecycle: Lifecycle, places: _Places, prob
     steps = {step.id: step for _, step in walk(campaign.steps)}
     for place, step in walk(campaign.steps):
         if step.id in seen:
-            problems.append(places.problem("step", f"the step id {step.id} is used twice; ids are unique within a campaign", (*place, "id")))
+            message = f"the step id {step.id} is used twice; ids are unique within a campaign"
+            problems.append(places.problem("step", message, (*place, "id")))
         seen[step.id] = 1
         if isinstance(step, EmailStep):
             known(step.topic, topics, "topic", (*place, "topic"))

@@ -87,6 +87,7 @@ enrollment = Table(
     ),
     Index("ix_enrollment_due", "partition", "due_at", postgresql_where=text("state = 'active' and due_at is not null")),
     Index("ix_enrollment_account", "account_id"),
+    Index("ix_enrollment_of", "account_id", postgresql_where=text("state = 'active'")),
     Index("ix_enrollment_version", "version_id", "state", "step_id"),
 )
 

@@ -59,7 +59,6 @@ milestone = Table(
     Column("name", Text, primary_key=True),
     Column("reached_at", Time),
     Column("overdue_at", Time),
-    Column("event_id", BigInteger),
 )
 
 usage_day = Table(

@@ -36,9 +36,7 @@ def gate(
     topic = version.topic_of(node)
 
     def decide(name: str, verdict: str, reason: str, evidence: Mapping[str, Any] | None = None) -> Decision:
-        return Decision(
-            name, verdict, reason, now, version.key, version.id, enrollment.id, node.id, contact.key, evidence=evidence or {}
-        )
+        return Decision(name, verdict, reason, now, version.key, version.id, enrollment.id, node.id, contact.key, evidence=evidence or {})
 
     standing = book.standings.get(version.key)
     mode = standing.mode if standing else "archived"
@@ -65,9 +63,8 @@ def gate(
         return decide("recipient" if reason == "no_address" else "suppression", "no", reason, {"topic": topic})
     quarantine = book.lifecycle.survey.quarantine
     if node.kind == "survey" and last_survey_at is not None and now < last_survey_at + quarantine:
-        return decide(
-            "quarantine", "no", "survey_quarantine", {"asked_at": last_survey_at.isoformat(), "again_from": (last_survey_at + quarantine).isoformat()}
-        )
+        again = last_survey_at + quarantine
+        return decide("quarantine", "no", "survey_quarantine", {"asked_at": last_survey_at.isoformat(), "again_from": again.isoformat()})
     window = campaign.send_window
     if window is not None and topic != TRANSACTIONAL:
         where, whose = zone_for(account, contact, book.lifecycle.timezone)

@@ -26,8 +26,8 @@ def _none() -> Any:
 class Contact:
     """A person at this account. `roles` are those of the membership; `joined_at` None says that there is no membership (yet).
 
-    `suppressed` holds the scopes (`all`, `bounced`, `complained`, `manual` or topics) that are closed for the person's address; `held` is the reason of a hold,
-    or None; `surveyed_at` is when the person was last sent a survey; `clocks` say how new each value is: {name: (occurred_at, message_id)}.
+    `suppressed` holds the scopes (`all`, `bounced`, `complained`, `manual` or topics) that are closed for the person's address;
+    `held` is the reason of a hold, or None; `clocks` say how new each value is: {name: [occurred_at, message_id]}.
     """
 
     key: str
@@ -44,7 +44,6 @@ class Contact:
     last_seen_at: datetime | None = None
     suppressed: frozenset[str] = NO_KEYS
     held: str | None = None
-    surveyed_at: datetime | None = None
     clocks: Mapping[str, Any] = _none()
 
     def reachable(self, topic: str) -> bool:
@@ -225,7 +224,8 @@ class Reaction:
     """What follows from one occurrence: the account afterwards, and everything that must be written with it.
 
     `account` carries the new values of the account itself, its milestones, contacts and active enrollments; whoever stores it
-    compares it with what was loaded. `enrollments` are those that changed, the ended ones included; `usage` counts (metric, day).
+    compares it with what was loaded. `enrollments` are those that changed, the ended ones included; `usage` names the metrics that
+    the occurrence counts in.
     """
 
     account: Account

@@ -20,7 +20,7 @@ _LOCAL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\u0080-\U0010ffff-]{1,64}")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def learn(account: Account, event: Event, roles: Mapping[str, str]) -> tuple[Account, set[str]]:
+def learn(account: Account, event: Event) -> tuple[Account, set[str]]:
     """The account after an identify or group event, and the roots (`account`, `contact`) of what changed.
 
     The contact of the event must be among `account.contacts` if its row exists (as a stranger without `joined_at`, if need be).
@@ -33,7 +33,9 @@ def learn(account: Account, event: Event, roles: Mapping[str, str]) -> tuple[Acc
             roots.add("account")
     contact = account.contacts.get(event.contact or "")
     if contact is not None:
-        changed = contact_values(contact, event, roles) if event.kind == "identify" else contact
+        changed = contact
+        if event.kind == "identify":
+            changed = _roles(contact_values(contact, event), account.key, event)
         if changed.joined_at is None:
             changed = replace(changed, joined_at=event.occurred_at)
         if changed is not contact:
@@ -42,9 +44,9 @@ def learn(account: Account, event: Event, roles: Mapping[str, str]) -> tuple[Acc
     return account, roots
 
 
-def contact_values(contact: Contact, event: Event, roles: Mapping[str, str]) -> Contact:
-    """The contact after an identify event; also for a contact that belongs to no account, or to several."""
-    fresh, clocks = _fresh(contact.clocks, event)
+def contact_values(contact: Contact, event: Event) -> Contact:
+    """The contact after an identify event; also for a contact that belongs to no account, or to several. Roles are the membership's."""
+    fresh, clocks = _fresh(contact.clocks, event, {name: value for name, value in event.properties.items() if name != "roles"})
     if not fresh:
         return contact
     fields: dict[str, Any] = {}
@@ -54,9 +56,6 @@ def contact_values(contact: Contact, event: Event, roles: Mapping[str, str]) -> 
             person = normalise(value)
             fields["address"], fields["person"] = (value.strip(), person) if person else (None, None)
             known = person is not None
-        elif name == "roles":
-            fields["roles"] = role_names(value)
-            known = True
         elif rule := _CONTACT.get(name):
             fields[rule[0]] = rule[1](value)
             known = fields[rule[0]] is not None
@@ -64,6 +63,14 @@ def contact_values(contact: Contact, event: Event, roles: Mapping[str, str]) -> 
             known = False
         _keep(traits, name, None if known else value)
     return replace(contact, **fields, traits=traits, clocks=clocks)
+
+
+def _roles(contact: Contact, account: str, event: Event) -> Contact:
+    if "roles" not in event.properties:
+        return contact
+    clock = f"roles@{account}"
+    fresh, clocks = _fresh(contact.clocks, event, {clock: event.properties["roles"]})
+    return replace(contact, roles=role_names(fresh[clock]), clocks=clocks) if fresh else contact
 
 
 def normalise(address: object) -> str | None:
@@ -106,7 +113,7 @@ def moment(value: object) -> datetime | None:
 
 
 def _account_values(account: Account, event: Event) -> Account:
-    fresh, clocks = _fresh(account.clocks, event)
+    fresh, clocks = _fresh(account.clocks, event, event.properties)
     if not fresh:
         return account
     fields: dict[str, Any] = {}
@@ -125,10 +132,10 @@ def _account_values(account: Account, event: Event) -> Account:
     return replace(account, **fields, traits=traits, clocks=clocks)
 
 
-def _fresh(clocks: Mapping[str, Any], event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The event's values that are newer than what is known, and the clocks afterwards."""
+def _fresh(clocks: Mapping[str, Any], event: Event, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `given` values of the event that are newer than what is known, and the clocks afterwards."""
     mine = [event.occurred_at.astimezone(UTC).isoformat(), event.message_id]
-    fresh = {name: value for name, value in event.properties.items() if list(clocks.get(name, ())) < mine}
+    fresh = {name: value for name, value in given.items() if list(clocks.get(name, ())) < mine}
     return fresh, {**clocks, **{name: mine for name in fresh}}
 
 

@@ -149,13 +149,13 @@ class _Turn:
         self.usage: list[str] = []
         self.stages: list[tuple[str, datetime, str]] = []
         self.past: list[Past] = []
-        self.now: datetime = datetime.min
-        self.current: Event | None = None
+        self.now: datetime  # of the occurrence in hand
+        self.looked = False
 
     # One event or timer ------------------------------------------------------------------------------------------
 
     def event(self, event: Event) -> None:
-        self.now, self.current = event.at, event
+        self.now = event.at
         roots = {"event"}
         self.learn(event, roots)
         self.reach_milestones(event, roots)
@@ -167,7 +167,7 @@ class _Turn:
             self.trigger(version, event)
 
     def timer(self, timer: Timer) -> None:
-        self.now, self.current = timer.at, None
+        self.now = timer.at
         if timer.enrollment is None:
             self.account_timer()
             return
@@ -179,6 +179,7 @@ class _Turn:
 
     def account_timer(self) -> None:
         """What time alone brings: overdue milestones, candidates that expire, the daily look at goals and exits."""
+        self.looked = True
         for rule in self.book.milestone_rules.values():
             due = self.overdue_at(rule.name)
             if due is not None and due <= self.now:
@@ -194,7 +195,7 @@ class _Turn:
     def learn(self, event: Event, roots: set[str]) -> None:
         """The values that the event carries."""
         if event.kind in ("identify", "group"):
-            self.account, learnt = identity.learn(self.account, event, self.book.lifecycle.roles)
+            self.account, learnt = identity.learn(self.account, event)
             roots |= learnt
         elif event.name == "nurture.health_changed":
             score, band = event.properties.get("score"), event.properties.get("band")
@@ -260,7 +261,9 @@ class _Turn:
         cause = event.message_id if event else at.isoformat()
         self.derive("nurture.stage_entered", f"stage:{self.account.key}:{stage}:{cause}", properties, cause=event)
 
-    def derive(self, name: str, message_id: str, properties: dict[str, Any], *, cause: Event | None = None, at: datetime | None = None) -> None:
+    def derive(
+        self, name: str, message_id: str, properties: dict[str, Any], *, cause: Event | None = None, at: datetime | None = None
+    ) -> None:
         """An own event that follows at once. It inherits the time and the mark of its cause."""
         depth = (cause.depth if cause else 0) + 1
         if depth > DEEPEST:
@@ -423,7 +426,8 @@ class _Turn:
         return True
 
     def reentry(self, version: Version, contact: str | None, shadow: bool) -> tuple[str, dict[str, Any]] | None:
-        ends = [one.ended_at for one in (*self.account.past, *self.past) if (one.campaign, one.contact, one.shadow) == (version.key, contact, shadow)]
+        mine = (version.key, contact, shadow)
+        ends = [one.ended_at for one in (*self.account.past, *self.past) if (one.campaign, one.contact, one.shadow) == mine]
         if not ends:
             return None
         rule = version.campaign.reentry
@@ -473,10 +477,12 @@ class _Turn:
             self.refuse(version, event, "trigger", event.mark, {"occurred_at": event.occurred_at.isoformat()})
             return
         expires = self.now + CANDIDATE_LIFE
-        candidate = {"campaign": version.key, "version": version.id, "entry": entry_of(event), "missing": paths, "expires_at": expires.isoformat()}
+        candidate = {"campaign": version.key, "version": version.id, "entry": entry_of(event), "missing": paths}
+        candidate["expires_at"] = expires.isoformat()
         self.account = replace(self.account, candidates=(*self.account.candidates, candidate))
+        evidence = {"event": event.name, "message_id": event.message_id, "paths": paths, "until": expires.isoformat()}
         self.decisions.append(
-            Decision("audience", "wait", "missing", self.now, version.key, version.id, contact=event.contact, evidence={"paths": paths, "until": expires.isoformat()})
+            Decision("audience", "wait", "missing", self.now, version.key, version.id, contact=event.contact, evidence=evidence)
         )
 
     def candidates(self, roots: set[str]) -> None:
@@ -547,7 +553,8 @@ class _Turn:
             due = next_open(self.now, window.days, window.opens, window.closes, where, ident)
             if due != self.now:
                 evidence = {"until": due.isoformat(), "zone": str(where), "zone_of": whose}
-                self.decide("window", "wait", "window_closed", enrollment=enrollment, step=node.id, contact=contact.key, message=ident, evidence=evidence)
+                about = {"enrollment": enrollment, "step": node.id, "contact": contact.key, "message": ident}
+                self.decide("window", "wait", "window_closed", **about, evidence=evidence)
         message = NewMessage(
             id=ident,
             enrollment=enrollment.id,
@@ -616,7 +623,8 @@ class _Turn:
         scope = self.scope(enrollment)
         for number, (condition, step) in enumerate(node.arms):
             if condition is None or condition.test(scope):
-                evidence = {"arm": number + 1, "when": condition.source if condition else "else", **(condition.seen(scope) if condition else {})}
+                evidence = {"arm": number + 1, "when": condition.source if condition else "else"}
+                evidence |= condition.seen(scope) if condition else {}
                 self.decide("branch", "yes", "branch_taken", enrollment=enrollment, step=node.id, evidence=evidence)
                 self.go(enrollment, step)
                 return
@@ -694,7 +702,7 @@ class _Turn:
 
     def finish(self) -> Reaction:
         account = self.account
-        if self.changed or account is not self.before:
+        if self.changed or self.looked or account is not self.before:
             account = replace(
                 account,
                 enrollments=tuple(self.active.values()),
@@ -733,4 +741,3 @@ def _event_of(entry: Mapping[str, Any]) -> Event:
         message_id=entry["message_id"],
         contact=entry.get("contact"),
     )
-

@@ -50,7 +50,7 @@ SENTENCES: dict[str, str] = {
     "no_account": "The contact belongs to no account, and campaigns run for accounts.",
     "account_ambiguous": "The event named no account and the contact belongs to several or none.",
     "too_soon_to_say": "The trigger event has arrived and is still being processed.",
-    "not_recorded": "The trigger matched, but the decision is no longer stored (the ledger is pruned by age) or came before the campaign was published.",
+    "not_recorded": "The trigger matched, but the decision is no longer stored: the ledger is pruned by age.",
     "before_published": "The trigger event happened before this campaign was published, and publishing looks forward only.",
     "loop": "Derived events followed each other more than eight deep, so the chain was cut.",
     # The way through
@@ -74,6 +74,10 @@ SENTENCES: dict[str, str] = {
     "enrollment_ended": "The enrollment had ended before the message was sent.",
     "held": "The account or the contact is on hold.",
     "nobody_reachable": "Nobody with the wanted role can be reached.",
+    "other_recipient": "The mail went to somebody else at the account who comes before this contact.",
+    "wrong_role": "The contact has none of the roles that the campaign writes to.",
+    "not_reached": "The enrollment has not come to this step yet.",
+    "never_reached": "The enrollment ended, or took another way, before this step.",
     "not_a_member": "The contact does not belong to the account any more.",
     "no_address": "The contact has no email address.",
     "opted_out": "The person has opted out of all mail.",
@@ -123,11 +127,16 @@ def span(value: timedelta) -> str:
 def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     if reason == "missing" and evidence.get("paths"):
         return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
-    if reason == "never_happened" and evidence.get("event"):
+    if reason in ("never_happened", "before_published", "not_recorded") and evidence.get("event"):
         return f"Event: {evidence['event']}."
+    if reason == "wrong_role":
+        return f"Wanted: {', '.join(evidence.get('wanted', ()))}; has: {', '.join(evidence.get('has', ())) or 'none'}."
+    if reason == "where_failed" and evidence.get("where"):
+        seen = "; ".join(f"{path} was {shown(value)}" for path, value in evidence.items() if path != "where")
+        return f"It asks for {evidence['where']}; {seen}."
     if reason == "held" and evidence.get("why"):
         return f"Reason of the hold: {evidence['why']}."
-    if reason in ("campaign_not_live",) and evidence.get("mode"):
+    if reason == "campaign_not_live" and evidence.get("mode"):
         return f"Its mode was {evidence['mode']}."
     if reason == "missing_value" and (path := evidence.get("path") or evidence.get("value") or evidence.get("name")):
         return f"Missing: {path}."

@@ -356,7 +356,6 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("reached_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("overdue_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("event_id", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["account.id"], name=op.f("fk_milestone_account_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("account_id", "name", name=op.f("pk_milestone")),
     )
@@ -419,6 +418,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'active' and due_at is not null"),
     )
+    op.create_index("ix_enrollment_of", "enrollment", ["account_id"], unique=False, postgresql_where=sa.text("state = 'active'"))
     op.create_index("ix_enrollment_version", "enrollment", ["version_id", "state", "step_id"], unique=False)
     op.create_index(
         "uq_enrollment_active",
@@ -592,6 +592,7 @@ def downgrade() -> None:
         "uq_enrollment_active", table_name="enrollment", postgresql_where=sa.text("state = 'active'"), postgresql_nulls_not_distinct=True
     )
     op.drop_index("ix_enrollment_version", table_name="enrollment")
+    op.drop_index("ix_enrollment_of", table_name="enrollment", postgresql_where=sa.text("state = 'active'"))
     op.drop_index("ix_enrollment_due", table_name="enrollment", postgresql_where=sa.text("state = 'active' and due_at is not null"))
     op.drop_index("ix_enrollment_account", table_name="enrollment")
     op.drop_table("enrollment")

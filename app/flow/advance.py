@@ -1,0 +1,350 @@
+"""The heart: takes the next occurrences of one partition, asks the rules, writes every consequence in the same transaction.
+
+A partition is advanced by one transaction at a time, under a Postgres advisory lock, so an account is single-threaded, and a crash
+repeats a batch that never happened. Deciding is `rules.journey`'s; storing is `flow.consequences`'.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from app import db
+from app.flow import consequences, states
+from app.flow.publish import book as read_book
+from app.models import parked
+from app.queue import Bells
+from app.rules import journey
+from app.rules.definition import Book
+from app.rules.facts import Account, Contact, Event, Occurrence, Timer
+from app.rules.identity import contact_values
+
+log = logging.getLogger("nurture.advance")
+
+BATCH = 1000
+LOCK_WAIT_MS = 250
+
+
+@dataclass(slots=True)
+class Advanced:
+    """What one transaction did. `busy` says that somebody else holds the partition: never that there is nothing to do."""
+
+    processed: int = 0
+    busy: bool = False
+    full: bool = False
+    mail_due: bool = False
+    ring: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Poison:
+    """The occurrence that was being processed when something raised."""
+
+    occurrence: str = ""
+    account: str | None = None
+    contact: str | None = None
+
+
+def run_partition(engine: Engine, bells: Bells, partition: int, clock: Callable[[], datetime], *, batch: int = BATCH) -> int:
+    """Advances the partition until nothing of it is pending or due. Returns how many occurrences were processed.
+
+    A batch that raises is halved until the occurrence that raises stands alone; that one is parked with its traceback and its account
+    waits, the others go on. A database that is away raises: nothing has happened then, and the tick rings again.
+    """
+    total, limit = 0, batch
+    while True:
+        poison = Poison()
+        try:
+            with engine.begin() as conn:
+                done = advance(conn, partition, clock(), limit, poison)
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception as error:
+            if limit > 1:
+                limit = max(1, limit // 2)
+            else:
+                with engine.begin() as conn:
+                    _park(conn, partition, poison, error, clock())
+            continue
+        if done.mail_due:
+            bells.deliver()
+        if done.ring:
+            bells.advance(done.ring)
+        if done.busy:
+            bells.advance([partition])
+            return total
+        total += done.processed
+        limit = min(batch, limit * 2)
+        if not done.full or not done.processed:
+            return total
+
+
+def advance(conn: Connection, partition: int, now: datetime, limit: int, poison: Poison | None = None) -> Advanced:
+    """Processes up to `limit` of the partition's occurrences: events by time received, timers by due time, then in sequence; at the
+    same instant the event first. Commits nothing itself."""
+    if not db.lock(conn, db.LOCK_PARTITION, partition, wait_ms=LOCK_WAIT_MS):
+        return Advanced(busy=True)
+    book = read_book(conn)
+    taken = _take(conn, book, partition, now, limit)
+    done = Advanced(processed=len(taken.events) + len(taken.timers), full=taken.full)
+    if not done.processed:
+        return done
+    batch = consequences.Batch(book=book, partition=partition, now=now)
+    if poison is not None:
+        poison.account, _, poison.occurrence = taken.ordered()[0]
+    _resolve_aliases(conn, taken)
+    _route(conn, taken, batch, partition, now, done)
+    accounts = _accounts(conn, taken, partition, now)
+    strangers = _contacts(conn, taken, now)
+    accounts = _complete(conn, book, accounts, taken, now)
+    batch.before = dict(accounts)
+    batch.strangers = strangers
+    for key, occurrence, what in taken.ordered():
+        if poison is not None:
+            poison.occurrence, poison.account = what, key
+            poison.contact = occurrence.contact if isinstance(occurrence, Event) and key is None else None
+        if isinstance(occurrence, Event) and occurrence.kind == "alias":
+            batch.aliases.append(occurrence)
+        if key is None:
+            _alone(batch, occurrence)
+            continue
+        account = _with_stranger(accounts[key], occurrence, strangers)
+        reaction = journey.react(book, account, occurrence)
+        accounts[key] = reaction.account
+        _keep_stranger(reaction.account, occurrence, strangers)
+        batch.add(key, occurrence, reaction)
+    batch.after = accounts
+    batch.processed = taken.processed_ids()
+    done.mail_due = consequences.write(conn, batch)
+    return done
+
+
+# Choosing ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Event:
+    """A pending event with the account it belongs to, once that is known."""
+
+    event: Event
+    account: str | None
+
+
+@dataclass(slots=True)
+class _Taken:
+    events: list[_Event]
+    timers: list[tuple[str, Timer, str]]
+    full: bool
+    set_aside: set[int] = field(default_factory=set)  # pending events that are not processed by this batch
+    handed_over: list[int] = field(default_factory=list)
+
+    def ordered(self) -> list[tuple[str | None, Occurrence, str]]:
+        """(account, occurrence, what it is called when it has to be parked), in the order of processing."""
+        found = [(one.event.at, 0, one.event.id, one.account, one.event) for one in self.events if one.event.id not in self.set_aside]
+        found += [(timer.at, 1, index, key, timer) for index, (key, timer, _) in enumerate(self.timers)]
+        found.sort(key=lambda one: one[:3])
+        return [(key, occurrence, f"event:{number}" if rank == 0 else self.timers[number][2]) for _, rank, number, key, occurrence in found]
+
+    def processed_ids(self) -> list[int]:
+        return [one.event.id for one in self.events if one.event.id not in self.set_aside]
+
+
+def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: int) -> _Taken:
+    """The next occurrences, those of parked accounts left out, and enrollments of paused campaigns, whose timers are frozen."""
+    waits = conn.exec_driver_sql(_PARKED, {"partition": partition}).all()
+    values = {
+        "partition": partition,
+        "now": now,
+        "limit": limit,
+        "accounts": [account for account, _ in waits if account is not None],
+        "contacts": [contact for account, contact in waits if account is None],
+        "paused": [standing.id for standing in book.standings.values() if standing.mode == "paused"],
+    }
+    pending = _PENDING.format(parked=_NOT_PARKED if waits else "")
+    rows = conn.exec_driver_sql(pending, values).all()
+    enrollments = conn.exec_driver_sql(_ENROLLMENT_TIMERS, values).all()
+    own = conn.exec_driver_sql(_ACCOUNT_TIMERS, values).all()
+    timers = [(key, Timer(due, ident), f"enrollment:{ident}") for key, ident, due in enrollments]
+    timers += [(key, Timer(due), f"account:{ident}") for key, ident, due in own]
+    events = [_Event(Event(name, properties, at, received, message, kind, contact, mark, depth, ident), account)
+              for ident, kind, name, account, contact, properties, at, received, message, mark, depth in rows]  # fmt: skip
+    full = max(len(rows), len(enrollments), len(own)) >= limit
+    if len(events) + len(timers) > limit:
+        moments = [(one.event.at, 0) for one in events] + [(timer.at, 1) for _, timer, _ in timers]
+        last = sorted(moments)[limit - 1]
+        events = [one for one in events if (one.event.at, 0) <= last]
+        timers = [one for one in timers if (one[1].at, 1) <= last]
+        full = True
+    return _Taken(events, timers, full)
+
+
+def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
+    """Events of a contact's former id are the contact's."""
+    if not conn.exec_driver_sql("select exists (select 1 from contact_alias)").scalar():
+        return
+    keys = list({one.event.contact for one in taken.events if one.event.contact})
+    rows = conn.exec_driver_sql("select previous_key, contact_key from contact_alias where previous_key = any(%(keys)s)", {"keys": keys})
+    aliases = dict(rows.all())
+    for one in taken.events:
+        if one.event.contact in aliases:
+            one.event = replace(one.event, contact=aliases[one.event.contact])
+
+
+def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition: int, now: datetime, done: Advanced) -> None:
+    """Events that name no account belong to the sole membership of their contact, perhaps in another partition; with several or
+    none they stay on the contact, unless the event that makes it a member is still on its way."""
+    alone = [one for one in taken.events if one.account is None]
+    if not alone:
+        return
+    keys = list({one.event.contact for one in alone if one.event.contact})
+    memberships: dict[str, list[tuple[str, int]]] = {}
+    for contact, account, place in conn.exec_driver_sql(_MEMBERSHIPS, {"keys": keys}):
+        memberships.setdefault(contact, []).append((account, place))
+    nowhere = [key for key in keys if key not in memberships]
+    coming = set()
+    if nowhere:
+        rows = conn.exec_driver_sql(_JOINING, {"keys": nowhere, "mine": [one.event.id for one in taken.events]})
+        coming = set(rows.scalars())
+    moved = []
+    for one in alone:
+        contact = one.event.contact
+        found = memberships.get(contact or "", [])
+        if len(found) == 1:
+            account, place = found[0]
+            moved.append({"id": one.event.id, "account": account, "place": place})
+            if place == partition:
+                one.account = account
+            else:
+                taken.set_aside.add(one.event.id)
+                done.ring.add(place)
+        elif contact in coming:
+            taken.set_aside.add(one.event.id)
+        elif one.event.kind == "track":
+            batch.ambiguous.append((one.event, len(found)))
+    if moved:
+        columns = {name: [row[name] for row in moved] for name in ("id", "account", "place")}
+        conn.exec_driver_sql(_MOVE_EVENTS, columns)
+        conn.exec_driver_sql(_MOVE_PENDING, columns)
+    done.processed -= sum(1 for one in alone if one.event.id in taken.set_aside and one.event.contact in coming)
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def _accounts(conn: Connection, taken: _Taken, partition: int, now: datetime) -> dict[str, Account]:
+    """The accounts of the batch; those never heard of before are made."""
+    first: dict[str, datetime] = {}
+    for one in taken.events:
+        if one.account is not None and one.event.id not in taken.set_aside:
+            first.setdefault(one.account, one.event.at)
+    keys = set(first) | {key for key, _, _ in taken.timers}
+    accounts = states.load(conn, keys=keys)
+    missing = sorted(keys - set(accounts))
+    if missing:
+        rows = [{"key": key, "partition": partition, "at": first[key]} for key in missing]
+        consequences.make_accounts(conn, rows)
+        accounts.update(states.load(conn, keys=missing))
+    return accounts
+
+
+def _contacts(conn: Connection, taken: _Taken, now: datetime) -> dict[str, Contact]:
+    """The contacts that events of this batch speak of, locked, made where they are new, as strangers without a membership."""
+    keys = {
+        one.event.contact: one.event.at
+        for one in reversed(taken.events)
+        if one.event.contact and one.event.kind in ("identify", "group") and one.event.id not in taken.set_aside
+    }
+    if not keys:
+        return {}
+    consequences.make_contacts(conn, keys)
+    return states.load_contacts(conn, list(keys), now, lock=True)
+
+
+def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken: _Taken, now: datetime) -> dict[str, Account]:
+    """Loads the rest of what is known for the accounts where something may be decided."""
+    acting = {key for key, occurrence, _ in taken.ordered() if key is not None and journey.needs(book, accounts[key], occurrence)}
+    if acting:
+        accounts.update(states.complete(conn, {key: accounts[key] for key in acting}, book.lifecycle.usage, now))
+    return accounts
+
+
+def _with_stranger(account: Account, occurrence: Occurrence, strangers: dict[str, Contact]) -> Account:
+    """The contact of an identify or group event is known to the rules even before it is a member, and as it is now: the same batch
+    may have heard of it under another account."""
+    contact = strangers.get(occurrence.contact or "") if _speaks_of_contact(occurrence) else None
+    if contact is None:
+        return account
+    known = account.contacts.get(contact.key)
+    if known is not None:
+        contact = replace(contact, roles=known.roles, joined_at=known.joined_at)
+    return account if contact == known else replace(account, contacts={**account.contacts, contact.key: contact})
+
+
+def _keep_stranger(account: Account, occurrence: Occurrence, strangers: dict[str, Contact]) -> None:
+    if _speaks_of_contact(occurrence) and occurrence.contact in strangers:
+        strangers[occurrence.contact] = replace(account.contacts[occurrence.contact], roles=frozenset(), joined_at=None)
+
+
+def _speaks_of_contact(occurrence: Occurrence) -> bool:
+    return isinstance(occurrence, Event) and occurrence.kind in ("identify", "group")
+
+
+def _alone(batch: consequences.Batch, event: Event) -> None:
+    """An event of a contact that belongs to no account, or to several, and does not say which."""
+    if event.kind == "identify" and (contact := batch.strangers.get(event.contact or "")):
+        batch.strangers[contact.key] = batch.changed_strangers[contact.key] = contact_values(contact, event)
+
+
+def _park(conn: Connection, partition: int, poison: Poison, error: BaseException, now: datetime) -> None:
+    if not poison.occurrence:
+        raise error
+    log.error("parked %s of account %s: %r", poison.occurrence, poison.account, error)
+    db.insert_rows(
+        conn,
+        parked,
+        [
+            {
+                "partition": partition,
+                "account_key": poison.account,
+                "contact_key": poison.contact,
+                "occurrence": poison.occurrence,
+                "error": f"{type(error).__name__}: {error}"[:2000].replace("\x00", ""),
+                "traceback": "".join(traceback.format_exception(error))[-20_000:].replace("\x00", ""),
+                "parked_at": now,
+            }
+        ],
+    )
+
+
+_PARKED = "select account_key, contact_key from parked where partition = %(partition)s and released_at is null"
+_NOT_PARKED = """
+      and (p.account_key is null or p.account_key <> all(%(accounts)s))
+      and (p.account_key is not null or p.contact_key is null or p.contact_key <> all(%(contacts)s))"""
+# Chosen with `= any(array(…))`: the join chose a sequential scan.
+_PENDING = """
+select id, kind, name, account_key, contact_key, properties, occurred_at, received_at, message_id, mark, depth from event
+where id = any(array(
+    select event_id from event_pending p where partition = %(partition)s {parked} order by received_at, event_id limit %(limit)s))"""
+_ENROLLMENT_TIMERS = """
+select a.external_id, e.id, e.due_at from enrollment e join account a on a.id = e.account_id
+where e.partition = %(partition)s and e.state = 'active' and e.due_at <= %(now)s
+  and e.campaign_id <> all(%(paused)s) and a.external_id <> all(%(accounts)s)
+order by e.due_at, e.id limit %(limit)s"""
+_ACCOUNT_TIMERS = """
+select external_id, id, due_at from account
+where partition = %(partition)s and due_at <= %(now)s and external_id <> all(%(accounts)s) order by due_at, id limit %(limit)s"""
+_MEMBERSHIPS = """
+select c.external_id, a.external_id, a.partition from contact c
+join membership m on m.contact_id = c.id join account a on a.id = m.account_id where c.external_id = any(%(keys)s)"""
+_JOINING = """
+select distinct e.contact_key from event e join event_pending p on p.event_id = e.id
+where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify') and p.event_id <> all(%(mine)s)"""
+_MOVED = "(select unnest(%(id)s::bigint[]) as id, unnest(%(account)s::text[]) as account, unnest(%(place)s::smallint[]) as place) r"
+_MOVE_EVENTS = f"update event e set account_key = r.account from {_MOVED} where e.id = r.id"
+_MOVE_PENDING = f"update event_pending p set account_key = r.account, partition = r.place from {_MOVED} where p.event_id = r.id"

@@ -1,0 +1,168 @@
+"""Reads what is known of accounts into the facts that rules take: one query per table for any number of accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+
+from sqlalchemy import Connection
+
+from app.rules.facts import Account, Contact, Enrollment, Health, Milestone, Past, Usage
+
+USAGE_DAYS = 400  # how far back windows of usage may look
+
+
+def load(
+    conn: Connection,
+    *,
+    keys: Iterable[str] | None = None,
+    ids: Iterable[int] | None = None,
+    acting: bool = False,
+    metrics: Iterable[str] = (),
+    now: datetime | None = None,
+) -> dict[str, Account]:
+    """The accounts with these external ids, or these row ids, by external id, with milestones and active enrollments.
+
+    `acting` loads contacts, holds, usage of `metrics` and past enrollments as well (see `complete`); then `now` is needed.
+    Unknown ones are absent.
+    """
+    where, wanted = ("external_id", list(keys)) if keys is not None else ("id", list(ids or ()))
+    rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted}).all()
+    by_id = {row[0]: _account(row) for row in rows}
+    milestones: dict[int, dict[str, Milestone]] = {}
+    for account_id, name, reached, overdue in conn.exec_driver_sql(_MILESTONES, {"ids": list(by_id)}):
+        milestones.setdefault(account_id, {})[name] = Milestone(reached, overdue)
+    enrollments: dict[int, list[Enrollment]] = {}
+    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": list(by_id)}):
+        enrollments.setdefault(account_id, []).append(Enrollment(*values))
+    found = {}
+    for account_id, account in by_id.items():
+        if account_id in milestones or account_id in enrollments:
+            account = replace(account, milestones=milestones.get(account_id, {}), enrollments=tuple(enrollments.get(account_id, ())))
+        found[account.key] = account
+    return complete(conn, found, metrics, now) if acting and found else found
+
+
+def complete(conn: Connection, accounts: Mapping[str, Account], metrics: Iterable[str], now: datetime) -> dict[str, Account]:
+    """The same accounts with contacts, holds, usage and past enrollments: what is needed where something may be decided."""
+    ids = [account.id for account in accounts.values()]
+    names = {account.id: account.key for account in accounts.values()}
+    contacts: dict[str, dict[str, Contact]] = {key: {} for key in accounts}
+    for account_id, *values in conn.exec_driver_sql(_CONTACTS, {"ids": ids, "now": now}):
+        contact = _contact(values)
+        contacts[names[account_id]][contact.key] = contact
+    none = {metric: Usage() for metric in metrics}
+    days: dict[int, dict[str, list[tuple[int, int]]]] = {}
+    lasts: dict[tuple[int, str], datetime] = {}
+    since = now.date() - timedelta(days=USAGE_DAYS)
+    if none:
+        for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": since}):
+            days.setdefault(account_id, {}).setdefault(metric, []).append((_ordinal(day), count))
+            lasts[account_id, metric] = max(lasts.get((account_id, metric), last), last)
+    past: dict[int, list[Past]] = {}
+    for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
+        past.setdefault(account_id, []).append(Past(*values))
+    holds = dict(conn.exec_driver_sql(_HOLDS, {"ids": ids, "now": now}).all())
+    completed = {}
+    for key, account in accounts.items():
+        usage = {metric: Usage(tuple(found), lasts[account.id, metric]) for metric, found in days.get(account.id, {}).items()}
+        completed[key] = replace(
+            account,
+            contacts=contacts[key],
+            usage={**none, **usage},
+            past=tuple(past.get(account.id, ())),
+            held=holds.get(account.id),
+        )
+    return completed
+
+
+def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock: bool = False) -> dict[str, Contact]:
+    """The contacts with these external ids, as strangers: without a membership. `lock` keeps others from changing them."""
+    if lock:
+        conn.exec_driver_sql("select id from contact where external_id = any(%(keys)s) order by id for update", {"keys": list(keys)})
+    rows = conn.exec_driver_sql(_STRANGERS, {"keys": list(keys), "now": now})
+    return {contact.key: contact for contact in map(_contact, rows)}
+
+
+def _account(row: Sequence) -> Account:
+    (ident, key, name, touch, timezone, owner_name, owner_email, seats, since, renewal, revenue, traits, clocks, stage, entered) = row[:15]
+    score, band, assessed, created, candidates, due = row[15:]
+    return Account(
+        key=key,
+        id=ident,
+        name=name,
+        touch=touch,
+        timezone=timezone,
+        owner_name=owner_name,
+        owner_email=owner_email,
+        seats=seats,
+        customer_since=since,
+        renewal_date=renewal,
+        revenue=revenue,
+        traits=traits,
+        clocks=clocks,
+        stage=stage,
+        stage_entered_at=entered,
+        health=_NO_HEALTH if assessed is None else Health(score, band, assessed),
+        created_at=created,
+        candidates=tuple(candidates),
+        due_at=due,
+    )
+
+
+def _contact(row: Sequence) -> Contact:
+    ident, key, address, person, first, last, timezone, locale, traits, clocks, seen, roles, joined, suppressed, held = row
+    return Contact(
+        key=key,
+        id=ident,
+        address=address,
+        person=person,
+        first_name=first,
+        last_name=last,
+        roles=frozenset(roles),
+        timezone=timezone,
+        locale=locale,
+        traits=traits,
+        joined_at=joined,
+        last_seen_at=seen,
+        suppressed=frozenset(suppressed),
+        held=held,
+        clocks=clocks,
+    )
+
+
+def _ordinal(day: date) -> int:
+    return day.toordinal()
+
+
+_NO_HEALTH = Health()
+_ACCOUNTS = """
+select id, external_id, name, touch, timezone, owner_name, owner_email, seats, customer_since, renewal_date, revenue, traits, clocks,
+       stage, stage_entered_at, health_score, health_band, health_at, created_at, candidates, due_at
+from account where {where} = any(%(wanted)s)"""
+_MILESTONES = "select account_id, name, reached_at, overdue_at from milestone where account_id = any(%(ids)s)"
+_ENROLLMENTS = """
+select e.account_id, e.id, c.key, e.version_id, p.external_id, e.shadow, e.held_out, e.step_id, e.occurrence, e.position, e.entry,
+       e.entered_at, e.due_at, e.goal_at, e.state, e.ended_at, e.end_reason
+from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id
+where e.account_id = any(%(ids)s) and e.state = 'active' order by e.entered_at, e.id"""
+_PERSON = """
+       c.id, c.external_id, c.address, c.person, c.first_name, c.last_name, c.timezone, c.locale, c.traits, c.clocks, c.last_seen_at"""
+_CLOSED = """
+       array(select s.scope from suppression s where s.person = c.person and s.lifted_at is null),
+       (select h.reason from hold h
+        where h.contact_id = c.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1)"""
+_CONTACTS = f"""
+select m.account_id, {_PERSON}, m.roles, m.joined_at, {_CLOSED}
+from membership m join contact c on c.id = m.contact_id where m.account_id = any(%(ids)s)"""
+_STRANGERS = f"select {_PERSON}, '{{}}'::text[], null::timestamptz, {_CLOSED} from contact c where c.external_id = any(%(keys)s)"
+_USAGE = """
+select account_id, metric, day, count, last_at from usage_day where account_id = any(%(ids)s) and day > %(since)s order by day desc"""
+_PAST = """
+select e.account_id, c.key, p.external_id, e.shadow, max(e.ended_at)
+from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id
+where e.account_id = any(%(ids)s) and e.state <> 'active' group by 1, 2, 3, 4"""
+_HOLDS = """
+select distinct on (account_id) account_id, reason from hold
+where account_id = any(%(ids)s) and released_at is null and (until is null or until > %(now)s)"""
