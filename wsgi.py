@@ -2,5 +2,10 @@
 
 from app import create_app
 from app.config import load
+from app.errors import SettingError
 
-app = create_app(load())
+settings = load()
+if not settings.database_url:
+    raise SettingError("DATABASE_URL", "is needed by the web service; `nurture up` sets it for the one it starts")
+
+app = create_app(settings)

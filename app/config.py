@@ -50,14 +50,15 @@ class Settings:
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
-    """Reads the settings from `environ` (the process environment by default); `overrides` win, for the command line.
+    """Reads the settings from `environ` (the process environment by default); `overrides` win, for the command line,
+    except `port`, which only completes the default of `base_url`.
 
     Raises SettingError naming the variable. Creates the home folder (0700) and, once, its secret; opens no connection.
     """
     env = os.environ if environ is None else environ
     home = Path(overrides.get("home") or env.get("NURTURE_HOME") or CODE / "home").expanduser().resolve()
     _make_home(home)
-    base_url = (overrides.get("base_url") or env.get("NURTURE_BASE_URL") or "http://127.0.0.1:8000").rstrip("/")
+    base_url = (overrides.get("base_url") or env.get("NURTURE_BASE_URL") or f"http://127.0.0.1:{overrides.get('port') or 8000}").rstrip("/")
     return Settings(
         home=home,
         database_url=_database_url(overrides.get("database_url") or env.get("DATABASE_URL")),
@@ -67,6 +68,19 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
         campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
     )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment that makes another process of this installation load these very settings."""
+    told = {
+        "NURTURE_HOME": str(settings.home),
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "SMTP_URL": settings.smtp_url,
+        "NURTURE_BASE_URL": settings.base_url,
+        "NURTURE_CAMPAIGNS": str(settings.campaigns),
+    }
+    return {**os.environ, **{name: value or "" for name, value in told.items()}}
 
 
 def is_loopback(host: str) -> bool:

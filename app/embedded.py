@@ -41,6 +41,7 @@ POSTGRES_SETTINGS = {
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "max_parallel_workers_per_gather": "1",
+    "io_method": "sync",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -264,7 +265,7 @@ class Redis:
 
 def launch(
     program: Iterable[str | os.PathLike],
-    log: Path,
+    log: Path | None,
     *,
     death: str,
     user: int | None = None,
@@ -275,8 +276,8 @@ def launch(
 ) -> subprocess.Popen:
     """Starts `program` in a session of its own (Ctrl-C reaches us alone) so that it dies by signal `death` when we die.
 
-    Its output is appended to `log`; the process's `log_start` is where in it. Call it from the main thread only: on Linux the kernel
-    counts the death of the calling thread.
+    Its output is appended to `log` (None: it goes where ours goes); the process's `log_start` is where in it. Call it from the main
+    thread only: on Linux the kernel counts the death of the calling thread.
     """
     command = [sys.executable, "-I", "-S", str(LAUNCH), "--parent", str(os.getpid()), "--death", death]
     if user is not None:
@@ -288,10 +289,13 @@ def launch(
         watched, ours = os.pipe()
         command += ["--watch", str(watched)]
         pass_fds = (*pass_fds, watched)
-    log.parent.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
+    if log is None:
+        descriptor, start = None, 0
+    else:
+        log.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         start = os.fstat(descriptor).st_size
+    try:
         process = subprocess.Popen(
             [*command, "--", *map(str, program)],
             stdin=subprocess.DEVNULL,
@@ -303,9 +307,9 @@ def launch(
             pass_fds=pass_fds,
         )
     finally:
-        os.close(descriptor)
-        if watched is not None:
-            os.close(watched)
+        for inherited in (descriptor, watched):
+            if inherited is not None:
+                os.close(inherited)
     process.log_start = start
     if watched is not None:
         process.lifeline = ours  # closed by the kernel when we die

@@ -36,7 +36,16 @@ def refuse_newer(conn: Connection) -> None:
     at = MigrationContext.configure(conn).get_current_revision()
     known = {script.revision for script in ScriptDirectory.from_config(config(conn)).walk_revisions()}
     if at is not None and at not in known:
-        raise DatabaseNewer(f"the database is at revision {at}, which this version does not know: a newer Nurture wrote it. Upgrade Nurture.")
+        raise DatabaseNewer(
+            f"the database is at revision {at}, which this version does not know: a newer Nurture wrote it. Upgrade Nurture."
+        )
+
+
+def pending(conn: Connection) -> bool | None:
+    """Whether the database's tables are older than this version's; None when it has none. Raises DatabaseNewer."""
+    refuse_newer(conn)
+    at = MigrationContext.configure(conn).get_current_revision()
+    return None if at is None else at != ScriptDirectory.from_config(config(conn)).get_current_head()
 
 
 def config(conn: Connection) -> Config:

