@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from time import monotonic
 
 from flask import Blueprint, Response, abort, current_app, request
 from pydantic_core import to_json
@@ -23,8 +22,8 @@ from app.flow.items import BATCH_BYTES, ITEM_BYTES, KINDS, Problem, read_items, 
 from app.web.context import here
 from app.web.problems import problem
 
-KEY_SECONDS = 5.0  # a revoked key may be used for so long
-KEYS_KEPT = 1000
+KEY_KEPT = timedelta(seconds=5)  # a revoked key may be used for so long
+KEYS_REMEMBERED = 1000
 PROBLEMS_SHOWN = 1000
 GZIP = b"\x1f\x8b"
 # What clients send JSON as. With any other type a body that is no JSON is 415 rather than 400.
@@ -59,20 +58,21 @@ class Door:
 
     def __init__(self, engine: Engine):
         self.engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self.keys: dict[bytes, tuple[float, Key]] = {}
+        self.keys: dict[bytes, tuple[datetime, Key]] = {}
 
     def key(self, presented: str, now: datetime) -> Key | None:
+        """The key presented; None when it is unknown, or was revoked more than KEY_KEPT ago. Unknown ones are never remembered."""
         name = sha256(presented.encode("utf-8", "surrogatepass")).digest()
-        until, key = self.keys.get(name, (0.0, None))
-        if until > monotonic():
-            return key
+        found = self.keys.get(name)
+        if found is not None and found[0] <= now < found[0] + KEY_KEPT:
+            return found[1]
         with self.engine.connect() as conn:
             key = find_key(conn, presented, now)
-        if len(self.keys) >= KEYS_KEPT:
+        if len(self.keys) >= KEYS_REMEMBERED:
             self.keys.clear()
         self.keys.pop(name, None)
         if key is not None:
-            self.keys[name] = (monotonic() + KEY_SECONDS, key)
+            self.keys[name] = (now, key)
         return key
 
 
