@@ -43,10 +43,9 @@ def examine(settings: Settings, engine: Engine, now: datetime) -> list[Finding]:
 
 def retry(conn: Connection, which: str, now: datetime) -> int:
     """Releases the parked occurrence of that id, or `all` of them, for another try. Returns how many. Raises NotFound, InputError."""
+    release = "update parked set released_at = :now, retries = retries + 1 where released_at is null"
     if which == "all":
-        return conn.execute(
-            text("update parked set released_at = :now, retries = retries + 1 where released_at is null"), {"now": now}
-        ).rowcount
+        return conn.execute(text(release), {"now": now}).rowcount
     if not which.isdigit() or int(which) >= 2**63:
         raise InputError("must be the number that `nurture doctor` shows, or all", "--retry")
     if not conn.execute(text(release + " and id = :id"), {"now": now, "id": int(which)}).rowcount:
@@ -84,7 +83,7 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
 
 _BEHIND_PARKED = """
     select from parked k where k.partition = e.partition and k.released_at is null
-    and (k.account_key = e.account_key or (k.account_key is null and k.contact_key = e.contact_key))"""
+    and (k.account_key = e.account_key or (k.account_key is null and e.account_key is null and k.contact_key = e.contact_key))"""
 
 
 def _oldest(conn: Connection, what: str, query: str, now: datetime) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from threading import Event
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
@@ -31,7 +32,7 @@ def deliver() -> None:
     from app.flow import deliver as flow
 
     here = workplace()
-    flow.run(here.engine, here.settings, here.worker_id, clock, here.bells)
+    flow.run(here.engine, here.settings, here.worker_id, clock, here.bells, stopping=here.stopping.is_set)
 
 
 def assess() -> None:
@@ -60,12 +61,13 @@ def recover() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the jobs of one process share; `worker_id` is this process's."""
+    """What the jobs of one process share. `worker_id` is this process's; `stopping` is set when it is to end soon."""
 
     settings: Settings
     engine: Engine
     bells: Bells
     worker_id: UUID
+    stopping: Event
 
 
 @cache
@@ -74,7 +76,7 @@ def workplace() -> Workplace:
     settings = load()
     if not settings.database_url:
         raise SettingError("DATABASE_URL", "is needed to work; `nurture up` sets it for the workers it starts")
-    return Workplace(settings, connect(settings.database_url), Bells(settings.redis_url), uuid4())
+    return Workplace(settings, connect(settings.database_url), Bells(settings.redis_url), uuid4(), Event())
 
 
 def clock() -> datetime:

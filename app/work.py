@@ -24,6 +24,7 @@ from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import UnixSignalDeathPenalty
 from rq.worker import WorkerStatus
 from sqlalchemy.exc import DBAPIError
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         jobs.workplace()
         for name in FLOWS[role]:
             importlib.import_module(f"app.flow.{name}")
-        stop = Stop(GRACE[role])
+        stop = Stop(GRACE[role], jobs.workplace().stopping)
         if role == "clock":
             run_clock(stop)
         else:
@@ -66,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Stop:
-    """Says whether SIGTERM or SIGINT came. After it the process has `grace` seconds to end by itself."""
+    """Sets `asked` when SIGTERM or SIGINT comes. After it the process has `grace` seconds to end by itself."""
 
-    def __init__(self, grace: float):
+    def __init__(self, grace: float, asked: threading.Event):
         self.grace = grace
-        self.asked = threading.Event()
+        self.asked = asked
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
@@ -161,10 +162,20 @@ class _ByHand:
             log.exception("%s%s failed", job.__name__, args)
 
 
+class Overtime(BaseException):
+    """A job took longer than RQ allows. No `Exception`: it is nobody's occurrence's fault, and nobody inside may catch it."""
+
+
+class _Penalty(UnixSignalDeathPenalty):
+    def handle_death_penalty(self, signum: int, frame: object) -> None:
+        raise Overtime(f"took longer than {self._timeout} seconds")
+
+
 class Listener(SimpleWorker):
     """RQ's worker without forks, without its own loop (which gives up when Redis does) and without its chatter."""
 
     log_result_lifespan = False
+    death_penalty_class = _Penalty
 
     @property
     def dequeue_timeout(self) -> int:
