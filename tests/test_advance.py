@@ -1,0 +1,281 @@
+"""What follows from events in the database: the heart, with everything it writes."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, text, update
+
+from app.flow import states
+from app.flow.advance import run_partition
+from app.models import (
+    account,
+    contact,
+    decision,
+    enrollment,
+    event,
+    event_pending,
+    membership,
+    message,
+    milestone,
+    parked,
+    stage_history,
+    usage_day,
+)
+from app.queue import Bells
+from app.rules.facts import partition_of
+from tests.stories import at, busy, group, identify, post, publish_campaigns, run, track
+
+WELCOME = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: hello, email: hello.mjml, subject: Hello}
+  - {id: pause, wait: 2d}
+  - {id: tips, email: tips.mjml, subject: Tips}
+"""
+ADA = (group(name="Acorn", touch="smb", plan="pro"), identify(email="Ada@Example.com", first_name="Ada", roles=["admin"]))
+
+
+@pytest.fixture
+def published(engine, tmp_path):
+    publish_campaigns(engine, tmp_path / "campaigns", {"onboarding/welcome": WELCOME})
+    return engine
+
+
+def rows(engine, table, *columns):
+    with engine.connect() as conn:
+        return [tuple(row) for row in conn.execute(select(*columns or [table]).select_from(table).order_by(*columns or [table.c.id]))]
+
+
+def count(engine, table) -> int:
+    with engine.connect() as conn:
+        return conn.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def test_accounts_contacts_and_memberships_follow_from_the_events(published):
+    post(published, *ADA, track("setup_completed"), track("logged_in"), track("logged_in"))
+    run(published)
+    assert rows(published, account, account.c.external_id, account.c.name, account.c.touch, account.c.stage) == [
+        ("acorn", "Acorn", "smb", "onboarding")
+    ]
+    assert rows(published, contact, contact.c.external_id, contact.c.person, contact.c.first_name) == [("ada", "ada@example.com", "Ada")]
+    assert rows(published, membership, membership.c.roles) == [(["admin"],)]
+    assert rows(published, milestone, milestone.c.name, milestone.c.reached_at) == [("setup_completed", at())]
+    assert rows(published, usage_day, usage_day.c.metric, usage_day.c.count) == [("logins", 2)]
+    assert rows(published, stage_history, stage_history.c.stage, stage_history.c.left_at) == [("onboarding", None)]
+    assert count(published, event_pending) == 0
+    names = [name for (name,) in rows(published, event, event.c.name)]
+    assert names == sorted(
+        ["group", "identify", "logged_in", "logged_in", "nurture.milestone_reached", "nurture.stage_entered", "setup_completed"]
+    )
+
+
+def test_an_event_becomes_a_message_with_its_reasons(published):
+    post(published, *ADA, track("signed_up"))
+    run(published)
+    assert rows(published, message, message.c.step_id, message.c.state, message.c.due_at) == [("hello", "due", at())]
+    assert rows(published, decision, decision.c.gate, decision.c.reason) == [("recipient", "queued"), ("trigger", "enrolled")]
+
+
+def test_timers_are_found_when_they_are_due(published):
+    post(published, *ADA, track("signed_up"))
+    run(published)
+    with published.begin() as conn:
+        conn.execute(update(enrollment).values(step_id="pause", position={}, due_at=at("2d")))
+    assert run(published, at("1d")) == 0
+    assert run(published, at("2d")) == 1
+    assert [step for (step,) in rows(published, message, message.c.step_id)] == ["hello", "tips"]
+
+
+def test_the_size_of_the_batch_changes_nothing(engine, tmp_path):
+    """The same events, one at a time or all at once, end in the same rows."""
+    publish_campaigns(engine, tmp_path / "campaigns", {"onboarding/welcome": WELCOME})
+    for key, batch in (("one", 1), ("many", 1000)):
+        items = (group(key, f"{key}-c", name="A"), identify(f"{key}-c", key, email=f"{key}@example.com", roles="admin"))
+        post(engine, *items, track("signed_up", f"{key}-c", key), track("report_shared", f"{key}-c", key), now=at(), name=key)
+        run(engine, batch=batch)
+    with engine.connect() as conn:
+        first, second = (states.load(conn, keys=[key], acting=True, metrics=["logins"], now=at())[key] for key in ("one", "many"))
+    assert (
+        (first.stage, set(first.milestones), first.due_at)
+        == (second.stage, set(second.milestones), second.due_at)
+        == (
+            "adoption",
+            {"first_value"},
+            None,
+        )
+    )
+    assert [one.step for one in first.enrollments] == [one.step for one in second.enrollments] == ["hello"]
+
+
+def test_invariant_2_one_active_enrollment_whoever_runs(published):
+    """The same trigger many times, advanced by four threads at once: one enrollment, one message."""
+    post(published, *ADA)
+    for number in range(20):
+        post(published, {**track("signed_up"), "messageId": f"again-{number}"})
+    place = partition_of("acorn", 64)
+    threads = [threading.Thread(target=run_partition, args=(published, Bells(None), place, at), kwargs={"batch": 3}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run(published)
+    assert (count(published, enrollment), count(published, message), count(published, event_pending)) == (1, 1, 0)
+    reasons = [reason for (reason,) in rows(published, decision, decision.c.reason)]
+    assert reasons.count("already_enrolled") == 19
+
+
+def test_invariant_3_one_effect_per_step_occurrence_and_contact(published):
+    """Whatever is written again for the same step, occurrence and contact is not a second message."""
+    post(published, *ADA, track("signed_up"))
+    run(published)
+    with published.begin() as conn, pytest.raises(Exception, match="uq_message_enrollment_id"):
+        conn.execute(
+            text(
+                "insert into message select gen_random_uuid(), "
+                + ", ".join(c.name if c.name != "values" else '"values"' for c in message.c if c.name != "id")
+                + " from message"
+            )
+        )
+
+
+def test_a_crash_in_the_middle_is_a_batch_that_never_happened(published):
+    """The server kills the transaction just before it commits: nothing is written, and the next run does it all."""
+    post(published, *ADA, track("signed_up"))
+    from app.flow.advance import advance
+
+    with pytest.raises(Exception, match="terminat"), published.begin() as conn:
+        advance(conn, partition_of("acorn", 64), at(), 1000)
+        with published.connect() as other:
+            pid = conn.exec_driver_sql("select pg_backend_pid()").scalar()
+            other.exec_driver_sql("select pg_terminate_backend(%(pid)s)", {"pid": pid})
+    assert (count(published, account), count(published, event_pending)) == (0, 3)
+    run(published)
+    assert (count(published, message), count(published, event_pending)) == (1, 0)
+
+
+def test_poison_parks_its_account_only(published):
+    """An event that makes the rules raise is parked with its traceback; its account waits, the others go on; a retry goes on where it
+    stopped."""
+    post(published, *ADA, group("bolt", "bo"), identify("bo", "bolt", email="bo@example.com", roles="admin"))
+    run(published)
+    with published.begin() as conn:
+        # No event we know of makes the rules raise, so the test damages what they read.
+        conn.execute(update(account).where(account.c.external_id == "acorn").values(candidates=[{"damaged": True}]))
+    post(published, group(name="Poison"), track("signed_up"), track("signed_up", "bo", "bolt"), now=at("1m"))
+    run(published, at("1m"))
+    [(key, what, trace)] = rows(published, parked, parked.c.account_key, parked.c.occurrence, parked.c.traceback)
+    assert key == "acorn"
+    assert what.startswith("event:")
+    assert "KeyError: 'version'" in trace
+    assert rows(published, event_pending, event_pending.c.account_key) == [("acorn",), ("acorn",)]
+    assert count(published, message) == 1
+    with published.begin() as conn:
+        conn.execute(update(account).values(candidates=[]))
+        conn.execute(update(parked).values(released_at=at("2m")))
+    run(published, at("2m"))
+    assert (count(published, message), count(published, event_pending)) == (2, 0)
+
+
+def test_a_contact_without_account_belongs_to_its_sole_membership(published):
+    post(published, *ADA)
+    run(published)
+    post(published, track("signed_up", "ada", None), now=at("1m"))
+    run(published, at("1m"))
+    assert count(published, message) == 1
+
+
+def test_an_account_less_event_in_the_same_batch_waits_for_the_membership(published):
+    post(published, track("signed_up", "ada", None), *ADA)
+    run(published)
+    assert count(published, message) == 1
+
+
+def test_with_several_accounts_or_none_the_ledger_says_ambiguous(published):
+    post(published, *ADA, group("bolt", "ada"), identify("lone", None, email="lone@example.com"))
+    run(published)
+    post(published, track("signed_up", "ada", None), track("signed_up", "lone", None), track("signed_up", "nobody", None), now=at("1m"))
+    run(published, at("1m"))
+    assert [reason for (reason,) in rows(published, decision, decision.c.reason)] == ["account_ambiguous"] * 3
+    assert rows(published, contact, contact.c.external_id, contact.c.person)[1] == ("lone", "lone@example.com")
+    assert count(published, event_pending) == 0
+
+
+def test_a_contact_told_of_under_two_accounts_in_one_batch_keeps_everything(published):
+    post(published, identify("ada", "acorn", first_name="Ada", roles="admin"), identify("ada", "bolt", last_name="L.", roles="user"))
+    run(published)
+    assert rows(published, contact, contact.c.first_name, contact.c.last_name) == [("Ada", "L.")]
+    assert sorted(rows(published, membership, membership.c.roles)) == [(["admin"],), (["user"],)]
+
+
+def test_an_alias_leads_later_events_to_the_contact(published):
+    post(published, *ADA, {"type": "alias", "userId": "ada", "previousId": "old-ada"})
+    run(published)
+    post(published, track("signed_up", "old-ada", None), now=at("1m"))
+    run(published, at("1m"))
+    assert count(published, message) == 1
+
+
+def test_old_events_and_history_enroll_nobody(published):
+    post(published, *ADA, {**track("signed_up"), "timestamp": at("-4d").isoformat()})
+    post(published, track("signed_up"), now=at("1m"), mark="backfill")
+    run(published, at("1m"))
+    assert count(published, message) == 0
+    assert sorted(reason for (reason,) in rows(published, decision, decision.c.reason)) == ["backfill", "too_old"]
+
+
+def test_a_publish_moves_nobody_who_is_inside(published, tmp_path):
+    """Invariant 7: whoever is inside stays on the version they entered."""
+    post(published, *ADA, track("signed_up"))
+    run(published)
+    publish_campaigns(published, tmp_path / "campaigns", {"onboarding/welcome": WELCOME.replace("wait: 2d", "wait: 9d")}, at("1h"))
+    post(published, group("bolt", "bo"), identify("bo", "bolt", email="bo@example.com"), track("signed_up", "bo", "bolt"), now=at("2h"))
+    run(published, at("2h"))
+    with published.connect() as conn:
+        found = conn.execute(
+            text("select v.number, count(*) from enrollment e join campaign_version v on v.id = e.version_id group by 1 order by 1")
+        )
+        assert [tuple(row) for row in found] == [(1, 1), (2, 1)]
+
+
+def test_a_paused_campaign_freezes_its_timers(published):
+    post(published, *ADA, track("signed_up"))
+    run(published)
+    with published.begin() as conn:
+        conn.execute(update(enrollment).values(step_id="pause", position={}, due_at=at("2d")))
+        conn.execute(text("update campaign set mode = 'paused'"))
+    with published.connect() as conn:
+        before = conn.execute(select(enrollment.c.step_id)).scalar_one()
+    place = busy(published, at("3d"))
+    for partition in place:
+        run_partition(published, Bells(None), partition, lambda: at("3d"))
+    assert rows(published, enrollment, enrollment.c.step_id) == [(before,)]
+
+
+def test_a_busy_partition_is_not_called_done(published):
+    post(published, *ADA)
+    place = partition_of("acorn", 64)
+    with published.begin() as holder:
+        holder.execute(text("select pg_advisory_xact_lock(1, :p)"), {"p": place})
+        rung = []
+        bells = Bells(None)
+        bells.advance = rung.append  # the bell itself is queue's to test
+        assert run_partition(published, bells, place, at) == 0
+        assert rung == [[place]]
+    assert run(published) == 2
+
+
+def test_usage_is_seen_by_conditions(engine, tmp_path):
+    text_ = WELCOME.replace("trigger: {event: signed_up}", "trigger: {event: signed_up}\naudience: usage.logins.last_7d >= 2")
+    publish_campaigns(engine, tmp_path / "campaigns", {"onboarding/welcome": text_})
+    post(engine, *ADA, {**track("logged_in"), "timestamp": at("-2d").isoformat()}, track("signed_up"))
+    run(engine)
+    assert count(engine, message) == 0
+    post(engine, track("logged_in"), track("signed_up"), now=at() + timedelta(hours=1))
+    run(engine, at("1h"))
+    assert count(engine, message) == 1
