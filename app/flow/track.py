@@ -37,7 +37,7 @@ def record_hit(conn: Connection, message_id: UUID, kind: str, link: int | None, 
     message has 300 hits already. Callers pass GETs only: HEAD and other methods are never recorded (T-13).
     """
     purpose = "open_tracking" if kind == "open" else "click_tracking"
-    found = conn.execute(_CONTEXT, {"id": message_id, "purpose": purpose}).mappings().first()
+    found = conn.execute(_CONTEXT, {"id": message_id, "purpose": purpose, "most": HITS_PER_MESSAGE}).mappings().first()
     if found is None or found["permitted"] is False or found["hits"] >= HITS_PER_MESSAGE:
         return None
     shown = signals.signals(kind, request, since_sent=_since_sent(found, at), image_loaded=found["image_loaded"])
@@ -192,7 +192,7 @@ def _since_sent(found: Mapping[str, Any], at: datetime) -> timedelta | None:
 
 _CONTEXT = text("""
     select m.state, m.settled_at, m.dot_at,
-           (select count(*) from (select 1 from hit h where h.message_id = m.id limit 300) as some) as hits,
+           (select count(*) from (select 1 from hit h where h.message_id = m.id limit :most) as few) as hits,
            exists (select 1 from hit h where h.message_id = m.id and h.kind = 'open') as image_loaded,
            (select c.granted from consent c
              where c.person = coalesce(m.person, p.person) and c.purpose = :purpose order by c.at desc, c.id desc limit 1) as permitted

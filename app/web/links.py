@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.flow import respond, track
+from app.flow import view as flow_view
 from app.flow.respond import ALL, Message
 from app.rules.definition import TRANSACTIONAL
 from app.web import public
@@ -23,6 +24,12 @@ from app.web.context import here
 blueprint = public.prepare(Blueprint("links", __name__))
 
 PIXEL = b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
+
+# A mail brings its styles along and may show images of its sender; it runs nothing and posts nothing.
+MAIL_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' https: data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 @blueprint.get("/c/<token>")
@@ -122,6 +129,20 @@ def choose(token: str) -> Response:
         return _preference_page(conn, message, done="everything" if action == "everything" else "saved")
 
 
+@blueprint.get("/v/<token>")
+def view(token: str) -> Response:
+    """The message in the browser; 410 when what it was rendered with is no longer kept."""
+    with here().engine.begin() as conn:
+        message = _message(conn, token, "view")
+        if message is None:
+            return public.not_found(conn)
+        _record(conn, message.id, "view", None)
+        mail = flow_view.view(conn, message, public.links())
+        if mail is None:
+            return public.page(conn, "notice.html", 410, title="This email is no longer kept", text=_GONE)
+    return Response(mail.html, mimetype="text/html", headers={"Content-Security-Policy": MAIL_POLICY})
+
+
 def _message(conn: Connection, token: str, kind: str) -> Message | None:
     found = public.read_token(token, kind)
     return respond.find_message(conn, found[0]) if found else None
@@ -184,3 +205,4 @@ def _masked(person: str) -> str:
 
 
 _NO_OPT_OUT = "They tell you about things that you or your account have asked for, so they cannot be switched off one by one."
+_GONE = "What it said is deleted after some time. The copy in your mailbox is the only one left."

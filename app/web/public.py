@@ -13,7 +13,8 @@ from uuid import UUID
 import structlog
 from flask import Blueprint, Response, current_app, g, make_response, render_template, request
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.flow.links import Links, load_keyring
 from app.flow.respond import lifecycle_in_force
@@ -21,7 +22,7 @@ from app.flow.track import truncated
 from app.rules.signals import Request
 from app.web.context import here
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("web")
 _RELOADS_AFTER = 10.0  # seconds: a stranger who makes up key ids must not make us read the ring for every request
 
 
@@ -40,7 +41,8 @@ class Look:
 def prepare(blueprint: Blueprint) -> Blueprint:
     """Gives a blueprint of public pages its headers and its friendly answer to a database that is away."""
     blueprint.after_request(_add_headers)
-    blueprint.register_error_handler(DBAPIError, _unavailable)
+    for error in (OperationalError, InterfaceError, PoolTimeout, DBAPIError):
+        blueprint.register_error_handler(error, _failed)
     return blueprint
 
 
@@ -130,10 +132,13 @@ def _add_headers(response: Response) -> Response:
     return response
 
 
-def _unavailable(error: DBAPIError) -> Response:
-    log.error("public_page_failed", path=request.path.split("/")[1], error=type(error.orig or error).__name__)
-    response = page(
-        None, "notice.html", 503, title="One moment, please", text="This page cannot be shown right now. Please try again in a minute."
-    )
+def _failed(error: SQLAlchemyError) -> Response:
+    """A database that is away is 503, so that providers post again (X-48); anything else it says is our fault."""
+    away = isinstance(error, OperationalError | InterfaceError | PoolTimeout) or getattr(error, "connection_invalidated", False)
+    log.error("public page failed", page=request.endpoint, exc_info=None if away else error, error=type(error).__name__)
+    response = page(None, "notice.html", 503 if away else 500, title="One moment, please", text=_LATER)
     response.headers["Retry-After"] = "30"
     return response
+
+
+_LATER = "This page cannot be shown right now. Please try again in a minute."

@@ -13,18 +13,13 @@ from sqlalchemy import Connection
 
 from app.errors import InputError, SurveyClosed, TooOften
 from app.flow import respond, track
+from app.flow.compose import SCALES
 from app.flow.respond import Message
-from app.rules.definition import SCALES
 from app.web import public
 from app.web.context import here
 
 blueprint = public.prepare(Blueprint("surveys", __name__))
 
-ENDS = {
-    "nps": ("not at all likely", "extremely likely"),
-    "csat": ("very dissatisfied", "very satisfied"),
-    "ces": ("very difficult", "very easy"),
-}
 # From which score on an answer is glad, and up to which it is low: promoters and detractors, top and bottom boxes.
 MOODS = {"nps": (9, 6), "csat": (4, 2), "ces": (6, 3)}
 
@@ -38,7 +33,7 @@ def ask(token: str, score: str | None = None) -> Response:
         message = _message(conn, token)
         if message is None:
             return public.not_found(conn)
-        low, high = SCALES[message.survey]
+        low, high = SCALES[message.survey].low, SCALES[message.survey].high
         chosen = int(score) if score and score.isascii() and score.isdecimal() and len(score) < 4 else None
         chosen = chosen if chosen is not None and low <= chosen <= high else None
         if request.method == "GET":
@@ -64,7 +59,7 @@ def answer(token: str, score: str | None = None) -> Response:
             return public.not_found(conn)
         closes_after = _closes_after(conn)
         closes = message.sent_at + closes_after
-        low, high = SCALES[message.survey]
+        low, high = SCALES[message.survey].low, SCALES[message.survey].high
         chosen = int(given) if given.isascii() and given.isdecimal() and len(given) < 4 and low <= int(given) <= high else None
         again = {"chosen": chosen, "comment": comment, "answered": False}
         if request.form.get("nonce") != public.links().nonce(token, "survey"):
@@ -100,15 +95,15 @@ def _closes_after(conn: Connection) -> timedelta:
 
 
 def _form(conn: Connection, token: str, message: Message, closes: datetime, status: int = 200, **values) -> Response:
-    low, high = SCALES[message.survey]
+    scale = SCALES[message.survey]
     return public.page(
         conn,
         "survey.html",
         status,
         question=message.question,
-        scores=list(range(low, high + 1)),
-        low=ENDS[message.survey][0],
-        high=ENDS[message.survey][1],
+        scores=list(range(scale.low, scale.high + 1)),
+        low=scale.least.lower(),
+        high=scale.most.lower(),
         action=f"/s/{token}",
         page_nonce=public.links().nonce(token, "survey"),
         closes=_day(closes),
