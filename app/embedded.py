@@ -468,6 +468,11 @@ def _failure(what: str, home: Path, log: Path, code: int, start: int) -> str:
             "Run Nurture as an ordinary user, put the home (--home DIR) and the installation where other users may enter, or give "
             "root the capability DAC_READ_SEARCH."
         )
+    if "user does not exist" in said:
+        return (
+            f"{what}: user {os.geteuid() or NOBODY} has no name here, and PostgreSQL wants one. Run Nurture as a user of /etc/passwd, add "
+            "one there, or use a PostgreSQL of your own (DATABASE_URL)."
+        )
     if "No space left on device" in said or shutil.disk_usage(home).free < 2**20:
         return f"{what}: the disk is full. {free_words(home)}"
     return f"{what} (exit code {code}):\n{said}\nIts log: {log}"
