@@ -14,19 +14,21 @@ from sqlalchemy import select
 
 from app.flow.access import create_key
 from app.models import event, event_pending
+from bench.ground import web
 from tests.conftest import NOW
-from tests.served import served
 
 pytestmark = pytest.mark.processes
 CLIENTS = {"segment": (segment.Client, segment_request), "rudderstack": (rudderstack.Client, rudderstack_request)}
 
 
 @contextmanager
-def posting(name, url, key):
+def posting(name, port, key):
     """A client with gzip on; what it could not post fails the test when it is left."""
     failures = []
     make, request = CLIENTS[name]
-    client = make(key, host=url, gzip=True, on_error=lambda error, items: failures.append((error, items)), max_retries=1)
+    client = make(
+        key, host=f"http://127.0.0.1:{port}", gzip=True, on_error=lambda error, items: failures.append((error, items)), max_retries=1
+    )
     yield client
     client.flush()
     client.join()
@@ -39,7 +41,7 @@ def test_an_unmodified_client_posts_everything(name, settings, engine):
     with engine.begin() as conn:
         key = create_key(conn, name, "write", NOW)
     began = datetime.now(UTC)
-    with served(settings) as url, posting(name, url, key) as client:
+    with web(settings) as port, posting(name, port, key) as client:
         client.group("ada", "acorn", {"name": "Acorn GmbH", "touch": "smb", "seats": 12, "created_at": datetime(2026, 3, 1, tzinfo=UTC)})
         client.identify("ada", {"email": "ada@acorn.example", "first_name": "Ada 😀", "roles": ["admin"]}, context={"groupId": "acorn"})
         client.track("ada", "workspace_created", {"plan": "pro"}, context={"groupId": "acorn"})
@@ -79,7 +81,7 @@ def test_an_unmodified_client_posts_everything(name, settings, engine):
 def test_a_client_keeps_what_it_posts_together_with_a_bad_item(name, settings, engine):
     with engine.begin() as conn:
         key = create_key(conn, name, "write", NOW)
-    with served(settings, workers=1) as url, posting(name, url, key) as client:
+    with web(settings, workers=1) as port, posting(name, port, key) as client:
         client.track("ada", "first", context={"groupId": "acorn"})
         client.track("ada", "bad", {"ratio": float("nan"), "text": "\x00"}, context={"groupId": "acorn"})
         client.track("ada", "last", context={"groupId": "acorn"})
@@ -90,9 +92,11 @@ def test_a_client_keeps_what_it_posts_together_with_a_bad_item(name, settings, e
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_client_is_told_that_its_key_is_unknown(name, settings, engine):
     told = []
-    with served(settings, workers=1) as url:
+    with web(settings, workers=1) as port:
         make, request = CLIENTS[name]
-        client = make("nk_unknown_key", host=url, gzip=True, on_error=lambda error, items: told.append(error), max_retries=1)
+        client = make(
+            "nk_unknown_key", host=f"http://127.0.0.1:{port}", gzip=True, on_error=lambda error, items: told.append(error), max_retries=1
+        )
         client.track("ada", "first")
         client.flush()
         client.join()

@@ -9,10 +9,10 @@ import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from http.client import HTTPConnection
 from time import monotonic
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -27,8 +27,8 @@ from app.flow.access import create_key, revoke_key
 from app.flow.items import KINDS
 from app.models import event, event_pending
 from app.web import events
+from bench.ground import web
 from tests.conftest import NOW, dsn
-from tests.served import served
 from tests.test_ingest import BAD, ITEMS
 
 GOOD = {"type": "track", "event": "report_viewed", "userId": "ada", "context": {"groupId": "acorn"}}
@@ -295,10 +295,9 @@ def test_no_item_ever_gets_a_500_or_costs_a_neighbour(client, engine, key, item)
 
 
 @contextmanager
-def wire(url, key):
+def wire(port, key):
     """One keep-alive connection of a real client; gives a function that posts and returns status and answer."""
-    parts = urlsplit(url)
-    connection = HTTPConnection(parts.hostname, parts.port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
 
     def post(path, body, **headers):
         connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), basic(key) | headers)
@@ -311,8 +310,8 @@ def wire(url, key):
 
 @pytest.mark.processes
 def test_the_same_event_posted_five_times_at_once_is_one(settings, engine, key):
-    with served(settings) as url, ExitStack() as stack, ThreadPoolExecutor(5) as pool:
-        wires = [stack.enter_context(wire(url, key)) for _ in range(5)]
+    with web(settings) as port, ExitStack() as stack, ThreadPoolExecutor(5) as pool:
+        wires = [stack.enter_context(wire(port, key)) for _ in range(5)]
         for turn in range(20):
             answers = list(pool.map(lambda post, turn=turn: post("/v1/track", good(f"m{turn}")), wires))
             assert answers == [(200, {"success": True})] * 5
@@ -322,11 +321,11 @@ def test_the_same_event_posted_five_times_at_once_is_one(settings, engine, key):
 @pytest.mark.processes
 def test_bad_bodies_leave_the_worker_alive(settings, engine, key):
     """Through gunicorn, where a body that is refused early is still on the wire."""
-    with served(settings, workers=1) as url:
+    with web(settings, workers=1) as port:
         for turn, (_, body, headers, status, _) in enumerate(BAD_BODIES):
-            with wire(url, key) as post:
+            with wire(port, key) as post:
                 assert post("/v1/batch", body, **headers)[0] == status
-            with wire(url, key) as post:
+            with wire(port, key) as post:
                 assert post("/v1/batch", {"batch": [good(f"m{turn}")]}) == (200, {"success": True})
     assert names(engine) == [f"m{turn}" for turn in range(len(BAD_BODIES))]
 
@@ -335,7 +334,8 @@ def test_bad_bodies_leave_the_worker_alive(settings, engine, key):
 def test_events_are_taken_while_redis_is_down(settings, engine, key):
     with closing(socket.socket()) as dead:
         dead.bind(("127.0.0.1", 0))  # bound and not listening: refuses every connection
-        with served(settings, redis_url=f"redis://127.0.0.1:{dead.getsockname()[1]}/0") as url, wire(url, key) as post:
+        alone = replace(settings, redis_url=f"redis://127.0.0.1:{dead.getsockname()[1]}/0")
+        with web(alone) as port, wire(port, key) as post:
             began = monotonic()
             for turn in range(20):
                 assert post("/v1/track", good(f"m{turn}")) == (200, {"success": True})

@@ -27,6 +27,7 @@ ITEM_BYTES = 32 * 1024
 TEXT_LENGTH = 255  # of ids, names and keys
 DEPTH = 8
 INTEGER_LIMIT = 10**100
+LOOSE_LEVELS = 500  # how deep the lenient parser may go: less than any Python's limit
 
 KINDS = ("track", "identify", "group", "page", "screen", "alias")
 
@@ -391,9 +392,11 @@ def _one(text: bytes) -> Any:
         return from_json(text)
     except ValueError as error:
         problem = f"is no JSON that can be stored: {error}"
+    if text.count(b"[") + text.count(b"{") > LOOSE_LEVELS:
+        return _Broken(problem)
     try:
         return _Broken(problem, loosely(text))
     except JSONDecodeError:
         raise
-    except (ValueError, RecursionError):  # a number with thousands of digits, thousands of levels
+    except ValueError:  # a number with thousands of digits
         return _Broken(problem)
