@@ -224,13 +224,13 @@ def _join(value: Any, separator: Any = ", ") -> str:
 
 
 def _first(value: Any) -> Any:
-    items = each(value)
-    return items[0] if items else Missing("the first of an empty list")
+    items = value if isinstance(value, str) else each(value)
+    return items[0] if items else Missing("the first of nothing")
 
 
 def _last(value: Any) -> Any:
-    items = each(value)
-    return items[-1] if items else Missing("the last of an empty list")
+    items = value if isinstance(value, str) else each(value)
+    return items[-1] if items else Missing("the last of nothing")
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from jinja2 import nodes
 
-from app.flow.composing.templates import ROOTS, TEXT, check, path_of
+from app.flow.composing.templates import ROOTS, TEXT, Path, check, path_of
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,8 +57,11 @@ class Marks:
     def pattern(self) -> re.Pattern[str]:
         return re.compile(re.escape(self.prefix) + r"(\d+)z")
 
+    def numbers(self, text: str) -> list[int]:
+        return [int(number) for number in self.pattern.findall(text)]
+
     def within(self, text: str) -> list[Mark]:
-        return [self.all[int(number)] for number in self.pattern.findall(text)]
+        return [self.all[number] for number in self.numbers(text)]
 
     def restore(self, text: str, part: str, kinds: frozenset[str] = frozenset({"value", "statement", "content", "href"})) -> str:
         """`text` with the marks of `kinds` replaced by what they stand for in `part` (html or text)."""
@@ -122,9 +125,15 @@ def _expression(mark: Mark) -> nodes.Node | None:
     return body[0].nodes[0] if body and isinstance(body[0], nodes.Output) and len(body[0].nodes) == 1 else None
 
 
+def path_shown(mark: Mark) -> Path | None:
+    """The path that a merge tag shows, if it shows nothing else."""
+    node = _expression(mark)
+    return path_of(node) if node is not None else None
+
+
 def root_of(mark: Mark) -> str | None:
     """The first word of the path that a merge tag shows, if it shows nothing else."""
-    path = path_of(node) if (node := _expression(mark)) is not None else None
+    path = path_shown(mark)
     return str(path[0]) if path else None
 
 

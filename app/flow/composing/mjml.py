@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mjml import mjml2html
 
 from app.flow.composing.filters import bad_destination
-from app.flow.composing.marks import File, Mark, Marks, Problem, is_own, last_filter, root_of
+from app.flow.composing.marks import File, Mark, Marks, Problem, is_own, last_filter, path_shown, root_of
 from app.flow.composing.scanner import Complain, Scanner, Tag
 from app.flow.composing.templates import SOURCE_LIMIT, TEXT
 from app.flow.composing.vocabulary import (
@@ -214,6 +214,8 @@ class _Builder:
                 out.extend(self.include(name, Problem(file.path, file.line(tag.start), ""), inside, above, slots))
                 continue
             written = f"<{tag.name}{''.join(self._attributes(tag, here, Problem(file.path, file.line(tag.start), '')))}"
+            if inside == "mj-attributes":  # what no element of this mail takes over is not lost
+                self.inner.update(self.marks.numbers(written))
             if tag.kind == "alone":
                 piece = written + " />"
             elif tag.name in LEAVES:
@@ -269,8 +271,8 @@ class _Builder:
         content = file.text[start:end]
         here = self.complaint(file)
         if name == "mj-style":
-            if self.marks.within(content):
-                here(start, "merge tags do not belong into styles")
+            if any(path_shown(mark) != ("brand", "color") for mark in self.marks.within(content)):
+                here(start, "no merge tag belongs into styles but {{ brand.color }}")
             for found in _CSS_FORBIDDEN.finditer(content):
                 here(start + found.start(), f"{found.group()} does not belong into styles")
             return content
@@ -364,7 +366,7 @@ class _Builder:
         if problem:
             here(at, f"{name}: {problem}")
             return ""
-        self.inner.update(int(number) for number in self.marks.pattern.findall(value))
+        self.inner.update(self.marks.numbers(value))
         if name != "href":
             return self.marks.add("content", value, value, where)
         plain = entities.unescape(value)

@@ -113,7 +113,7 @@ class _Walker:
                     self.out.statement(content)
             elif child.is_text_node:
                 self.out.word(child.text_content or "")
-            elif child.tag not in _SILENT and not _HIDDEN.search(child.attributes.get("style") or ""):
+            elif not (child.tag in _SILENT or "aria-hidden" in child.attributes or _HIDDEN.search(child.attributes.get("style") or "")):
                 self.element(child)
 
     def element(self, node: LexborNode) -> None:
@@ -169,9 +169,8 @@ class _Walker:
         own_line = bool(_OWN_LINE.search(node.attributes.get("style") or ""))
         if own_line:
             self.out.line()
-        address = self.marks.restore(href, "text", frozenset({"href"})) if href else ""
-        address = address.removeprefix("mailto:").removeprefix("tel:")
-        if not href or href.startswith("#") or address == label:
+        address = self.marks.restore(href, "text").removeprefix("mailto:").removeprefix("tel:")
+        if not href or href.startswith("#") or address == self.marks.restore(label, "text"):
             self.out.word(label)
         elif own_line:
             self.out.word(f"{label}: {href}" if label else href)
