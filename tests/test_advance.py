@@ -13,7 +13,6 @@ from app.flow import states
 from app.flow.advance import advance, run_partition
 from app.models import (
     account,
-    campaign_version,
     contact,
     decision,
     enrollment,
