@@ -175,6 +175,29 @@ def _backup(args: argparse.Namespace) -> None:
     show(args, {"file": str(target), "bytes": size}, words)
 
 
+def _check(args: argparse.Namespace) -> int:
+    """Needs no database: it reads the folder and nothing else."""
+    from app.flow.check import check
+
+    root = load(home=args.home, campaigns=args.folder).campaigns
+    found, problems = check(root)
+    data = [{"file": one.file, "line": one.line, "column": one.column, "rule": one.rule, "problem": one.message} for one in problems]
+    good = f"{len(found.folders)} campaigns in {root}: no problems." if found else ""
+    show(args, data, "\n".join(map(str, problems)) or good)
+    return 1 if problems else 0
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from app.flow.publish import publish
+
+    root = load(home=args.home, campaigns=args.folder).campaigns
+    with installation(args) as (_, engine), engine.begin() as conn:
+        done = publish(conn, root, datetime.now(UTC))
+    lines = [f"{one.what:<9}  {one.mode:<8}  version {one.number:<3}  {one.key}" for one in done]
+    data = [{"campaign": one.key, "what": one.what, "version": one.number, "mode": one.mode} for one in done]
+    show(args, data, "\n".join(lines) or f"There is no campaign in {root}: make a folder like onboarding/welcome with a campaign.yaml.")
+
+
 def show(args: argparse.Namespace, data: object, words: str) -> None:
     """Prints `data` as JSON with `--json`, else `words`."""
     print(json.dumps(data, default=str, ensure_ascii=False, indent=2) if args.json else words)
@@ -200,9 +223,15 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scope", choices=["write", "read", "admin"], default="write")
 
 
+def _folder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="the campaigns folder (NURTURE_CAMPAIGNS)")
+
+
 COMMANDS: list[Command] = [
     Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
     Command(("migrate",), "bring the database to this version's tables", _migrate),
+    Command(("check",), "report every problem of a campaigns folder; exit code 1 if there are any", _check, _folder_argument),
+    Command(("publish",), "publish what changed in a campaigns folder; nobody inside is moved", _publish, _folder_argument),
     Command(("keys", "create"), "make an API key", _keys_create, _create_arguments),
     Command(("keys", "list"), "list the API keys", _keys_list),
     Command(("keys", "revoke"), "revoke an API key", _keys_revoke, lambda p: p.add_argument("id")),
