@@ -79,6 +79,7 @@ def check(root: Path) -> tuple[Campaigns | None, list[Problem]]:
         folder = _folder(root, path, lifecycle, schema, blocks, problems)
         if folder is not None:
             folders.append(folder)
+    problems.sort(key=lambda one: (one.file, one.line, one.column))
     return Campaigns(lifecycle, raw, tuple(folders)), problems
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.db import insert_rows, update_rows
+from app.flow.ingest import key_of
 from app.models import account as account_table
 from app.models import contact as contact_table
 from app.models import decision, enrollment, membership, message, milestone, stage_history, usage_day
@@ -326,7 +326,7 @@ def _write_derived(conn: Connection, batch: Batch) -> None:
         return
     rows = [
         {
-            "k": blake2b(one.message_id.encode(), digest_size=16).hexdigest(),
+            "k": key_of(one.message_id),
             "m": one.message_id,
             "n": one.name,
             "a": key,

@@ -72,6 +72,11 @@ def raise_own(conn: Connection, events: Sequence[Own], now: datetime, partitions
     return set(_store(conn, OWN_SOURCE, rows, now, partitions).partitions)
 
 
+def key_of(message_id: str) -> str:
+    """What `event_key` keeps of a message id, as hex: the first 16 bytes of its BLAKE2b."""
+    return blake2b(message_id.encode()).hexdigest()[:32]
+
+
 def _too_old(item: Item, oldest: datetime) -> str | None:
     return "too_old" if item.occurred_at < oldest else None
 
@@ -108,7 +113,7 @@ def _store(conn: Connection, source_id: int, rows: Iterable[tuple], received_at:
         if (place := places.get(owner)) is None:
             place = places[owner] = partition_of(owner, partitions)
         unique[message_id] = {
-            "k": blake2b(message_id.encode()).hexdigest()[:32],
+            "k": key_of(message_id),
             "m": message_id,
             "t": kind,
             "n": name,

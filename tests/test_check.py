@@ -1,0 +1,104 @@
+"""The check of a campaigns folder: every problem at once, each with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.config import CODE
+from app.errors import DefinitionError
+from app.flow.check import check, read
+from tests.stories import LIFECYCLE, write_campaigns
+
+GOOD = """
+name: Good
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: hello, email: hello.mjml, subject: Hello}
+"""
+
+LAUGHS = "b0: &b0 [x, x]\n" + "".join(f"b{n}: &b{n} [*b{n - 1}, *b{n - 1}]\n" for n in range(1, 30))
+CONDITIONS = ["9**(9**9)", "x()", "(" * 3000 + "1" + ")" * 3000, "account.traits", "a }} {{ b", "account.__class__"]
+
+
+def problems(tmp_path: Path, campaign: str = GOOD, **parts: str) -> list[str]:
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": campaign}, **parts)
+    return [str(problem).replace("onboarding/x/", "") for problem in check(root)[1]]
+
+
+def test_the_shipped_campaigns_have_no_problems():
+    found, wrong = check(CODE / "campaigns")
+    assert [str(one) for one in wrong] == []
+    assert len(found.folders) >= 3
+
+
+def test_every_problem_is_named_at_once_with_its_line(tmp_path):
+    found = problems(
+        tmp_path,
+        GOOD.replace("stage: onboarding", "stage: onbording").replace("topic: product", "topic: product\nprioritty: 3")
+        + "  - {id: hello, wait: soon}\n  - {id: fork, nothing: 1}\n",
+    )
+    assert [one.partition(": ")[0] for one in found] == ["campaign.yaml:5:1", "campaign.yaml:9:17", "campaign.yaml:10:5"]
+    assert "prioritty: is not known here" in found[0]
+    assert "'soon' is not a duration; write it like 3d" in found[1]
+    assert "a step needs an id and one of email" in found[2]
+
+
+def test_names_are_held_against_the_lifecycle(tmp_path):
+    changed = GOOD.replace("stage: onboarding", "stage: onbording") + "  - {id: hello, wait: 1d}\n"
+    changed += "audience: account.nam == 1 and account.traits.plna == 2\nrecipients: {roles: [boss]}\n"
+    found = problems(tmp_path, changed)
+    assert any("campaign.yaml:3:1: stage onbording is not declared" in one for one in found)
+    assert any("the step id hello is used twice" in one for one in found)
+    assert any("role boss is not declared" in one for one in found)
+    assert any("did you mean account.name?" in one for one in found)
+
+
+def test_a_template_that_reads_an_unknown_name_is_a_problem(tmp_path):
+    found = problems(tmp_path, mail="<mj-section><mj-column><mj-text>{{ contact.frist_name }}</mj-text></mj-column></mj-section>")
+    assert len(found) == 1
+    assert "did you mean contact.first_name?" in found[0]
+
+
+def test_a_missing_template_says_which_there_are(tmp_path):
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD})
+    (root / "onboarding/x/hello.mjml").rename(root / "onboarding/x/helo.mjml")
+    [found] = check(root)[1]
+    assert "hello.mjml is not in the folder; there is helo.mjml" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [unclosed", "campaign.yaml:"),
+        (LAUGHS, "more than 20000 values"),
+        ("steps: " + "[" * 5000 + "]" * 5000, "nested"),
+        ("x: " + "y" * 300_000, "larger than 256 KB"),
+        ("", "campaign.yaml:1:1"),
+        ("- just\n- a list\n", "campaign.yaml:1:1"),
+        ("name: 1\nname: 2\n", "duplicate key"),
+    ],
+    ids=["broken", "billion laughs", "deep", "large", "empty", "list", "twice"],
+)
+def test_hostile_and_broken_files_get_an_error_and_the_process_lives(tmp_path, text, said):
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD})
+    (root / "onboarding/x/campaign.yaml").write_text(text)
+    found = check(root)[1]
+    assert any(said in str(one) for one in found), found
+
+
+@pytest.mark.parametrize("source", CONDITIONS)
+def test_hostile_conditions_are_refused(tmp_path, source):
+    found = problems(tmp_path, GOOD + f"audience: {source!r}\n")
+    assert len(found) == 1, found
+    assert "campaign.yaml:8:1" in found[0]
+
+
+def test_reading_a_wrong_folder_raises_with_all_problems(tmp_path):
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": "name: x\n", "onboarding/y": "name: y\n"}, lifecycle=LIFECYCLE)
+    with pytest.raises(DefinitionError) as caught:
+        read(root)
+    assert {problem.file for problem in caught.value.problems} == {"onboarding/x/campaign.yaml", "onboarding/y/campaign.yaml"}
