@@ -18,7 +18,7 @@ from app.flow import states
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import match_contacts
 from app.rules import facts
-from app.rules.definition import Book, Node, Version
+from app.rules.definition import Book, Node, Trigger, Version
 from app.rules.journey import recipients
 from app.rules.reasons import GATES, gate_name, sentence
 
@@ -262,7 +262,7 @@ def _recompute(
 
     if standing.mode not in ("live", "shadow"):
         return line("campaign", "campaign_not_live", {"mode": standing.mode})
-    trigger = {"event": version.trigger_event}
+    trigger = {"event": version.trigger_event, **_begins(version.campaign.trigger)}
     events = _many(conn, _EVENTS, account=account.key, contacts=list(account.contacts), name=version.trigger_event, limit=EVENT_LIMIT)
     if version.campaign.enrolls == "contact":
         events = [event for event in events if event.contact_key == person.key]
@@ -274,6 +274,8 @@ def _recompute(
         scope = facts.Scope(account, event.at, account.contacts.get(event.contact or ""), event)
         if version.trigger_where is not None and not version.trigger_where.test(scope):
             seen = version.trigger_where.seen(scope)
+            if version.campaign.trigger.event is None:
+                continue
             failed = failed or line("trigger", "where_failed", {"where": version.trigger_where.source, **seen}, event.at)
             continue
         if row.pending:
@@ -284,6 +286,22 @@ def _recompute(
             return line("trigger", "before_published", trigger, event.at)
         return line("trigger", "not_recorded", trigger, event.at)
     return failed or line("trigger", "never_happened", trigger)
+
+
+def _begins(trigger: Trigger) -> dict[str, str]:
+    """What the campaign waits for in words, for the triggers that are sugar for an own event."""
+    if trigger.event:
+        return {}
+    if trigger.survey:
+        return {"begins": "a survey is answered within its range of scores"}
+    kinds = {
+        "milestone": "the milestone {} is reached",
+        "milestone_overdue": "the milestone {} falls overdue",
+        "stage": "the account enters the stage {}",
+        "health": "the health becomes {}",
+    }
+    kind = next(kind for kind in kinds if getattr(trigger, kind) is not None)
+    return {"begins": kinds[kind].format(getattr(trigger, kind))}
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -298,9 +316,8 @@ def _homes(conn: Connection, contact: str) -> list[str]:
 
 
 def _homeless(conn: Connection, book: Book, contact: str) -> list[Line]:
-    rows = _many(
-        conn, f"{_LEDGER} where d.account_id is null and c.external_id = :contact order by d.at desc, d.id desc limit 20", contact=contact
-    )
+    wanted = f"{_LEDGER} where d.account_id is null and c.external_id = :contact"
+    rows = _many(conn, f"{wanted} order by d.at desc, d.id desc limit 20", contact=contact)
     return [_line(book, row) for row in reversed(rows)]
 
 

@@ -35,7 +35,7 @@ GATES: dict[str, str] = {
 SENTENCES: dict[str, str] = {
     # Entry
     "enrolled": "The trigger matched and the enrollment began.",
-    "never_happened": "The trigger event has never happened here.",
+    "never_happened": "What starts the campaign has never happened here.",
     "where_failed": "The trigger event happened, but its condition was not true.",
     "too_old": "The event was already older than three days when it arrived, so it enrolls nobody.",
     "backfill": "The event was imported as history, so it enrolls nobody.",
@@ -127,6 +127,8 @@ def span(value: timedelta) -> str:
 def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     if reason == "missing" and evidence.get("paths"):
         return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
+    if evidence.get("begins"):
+        return f"It starts when {evidence['begins']}."
     if reason in ("never_happened", "before_published", "not_recorded") and evidence.get("event"):
         return f"Event: {evidence['event']}."
     if reason == "wrong_role":

@@ -16,9 +16,10 @@ KINDS = ("event", "message", "response", "stage", "enrollment", "decision")
 # Each gives at, kind, ref (its id as text; the cursor's tie-breaker), body. Own events that merely repeat another kind are left out.
 _BRANCHES = {
     "event": """select e.received_at as at, 'event' as kind, lpad(e.id::text, 20, '0') as ref, jsonb_build_object(
-          'name', e.name, 'type', e.kind, 'contact', e.contact_key, 'properties', e.properties, 'occurred_at', e.occurred_at,
+          'name', e.name, 'type', e.kind, 'contact', e.contact_key, 'contact_name', nullif(concat_ws(' ', c.first_name, c.last_name), ''),
+          'properties', e.properties, 'occurred_at', e.occurred_at,
           'message_id', e.message_id, 'mark', e.mark) as body
-        from event e where e.account_key = :key and e.received_at <= :before
+        from event e left join contact c on c.external_id = e.contact_key where e.account_key = :key and e.received_at <= :before
           and e.name not in ('nurture.message_settled', 'nurture.survey_responded', 'nurture.stage_entered')""",
     "message": """select coalesce(m.settled_at, m.created_at), 'message', m.id::text, jsonb_build_object(
           'id', m.id, 'state', m.state, 'reason', m.reason, 'subject', m.subject, 'step', m.step_id, 'campaign', k.key,
@@ -39,7 +40,8 @@ _BRANCHES = {
         where n.account_id = :id and t.at is not null and t.at <= :before""",
     "decision": """select d.at, 'decision', lpad(d.id::text, 20, '0'), jsonb_build_object('gate', d.gate, 'verdict', d.verdict,
           'reason', d.reason, 'evidence', d.evidence, 'campaign', k.key, 'campaign_name', k.name, 'step', d.step_id,
-          'contact', c.external_id, 'message', d.message_id)
+          'contact', c.external_id,
+          'contact_name', nullif(concat_ws(' ', c.first_name, c.last_name), ''), 'message', d.message_id)
         from decision d left join campaign k on k.id = d.campaign_id left join contact c on c.id = d.contact_id
         where d.account_id = :id and d.at <= :before""",
 }

@@ -159,7 +159,17 @@ def _milestones(known: Book, account: dict[str, Any]) -> list[dict[str, Any]]:
         found = stored.pop(name, {"reached_at": None, "overdue_at": None})
         expected = account["created_at"] + spec.expected_within if spec.expected_within else None
         reached, overdue = found["reached_at"], found["overdue_at"]
-        state = ("late" if overdue else "reached") if reached else "overdue" if overdue else "expected" if expected else "open"
+        state = (
+            ("late" if overdue else "reached")
+            if reached
+            else "overdue"
+            if overdue
+            else "open"
+            if not expected
+            else "expected"
+            if expected > g.now
+            else "overdue"
+        )
         listed.append(
             {"name": name, "label": labels[name], "state": state, "reached_at": reached, "overdue_at": overdue, "expected": expected}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime, tzinfo
+from math import floor
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -109,7 +110,8 @@ def number(value: float | int | None) -> str:
 
 
 def score(value: float | None) -> str:
-    return "—" if value is None else f"{value:.0f}"
+    """A score in whole points, rounded down: 79.6 is not yet 80, where the next band begins."""
+    return "—" if value is None else str(floor(value))
 
 
 def label(state: str | None) -> str:
