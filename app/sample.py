@@ -141,7 +141,7 @@ def _items(customer: _Customer, now: datetime) -> Iterator[Item]:
     yield item("track", "workspace_created", people[0], {"plan": customer.plan}, joined + timedelta(seconds=2))
     for name, days in (("setup_completed", customer.setup), ("report_shared", customer.shared), ("feature_used", customer.feature)):
         if days is not None:
-            properties = {"feature": "dashboards"} if name == "feature_used" else {}
+            properties = {"feature": "reports"} if name == "feature_used" else {}
             yield item("track", name, people[0], properties, now - timedelta(days=days))
     if customer.logins:
         pause = 7 / customer.logins

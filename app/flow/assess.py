@@ -195,7 +195,7 @@ class _Known:
             name, days = match[1], int(match[3])
             newest = today - timedelta(days=days if match[2] == "previous" else 0)
             window = {"ids": self.ids, "name": name, "after": newest - timedelta(days=days), "until": newest}
-            counts = dict(self.conn.execute(_COUNTS, window).tuples().all())
+            counts = dict(self.conn.execute(_COUNTS, window).all())
             oldest_for_silence = self.now - timedelta(days=days * (2 if match[2] == "previous" else 1))
             for one in self.accounts:
                 if (one["id"], name) in ever or (one["created_at"] <= oldest_for_silence and self._heard(name)):
@@ -215,7 +215,7 @@ class _Known:
 
     def _milestones(self, known: dict) -> None:
         names = list(self.lifecycle.milestones)
-        reached = dict(self.conn.execute(_REACHED, {"ids": self.ids, "names": names}).tuples().all())
+        reached = dict(self.conn.execute(_REACHED, {"ids": self.ids, "names": names}).all())
         for id in self.ids:
             known[id][MILESTONES_SHARE] = [Sample(reached.get(id, 0) / len(names))]
 
