@@ -40,6 +40,24 @@ _BLOCKED = re.compile(
 _QUOTA = re.compile(r"quota|mailbox (is )?full|over ?limit|insufficient (system )?storage", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """All limits of sending in one place. Times in seconds."""
+
+    connections: int = 16
+    batch: int = 200  # claimed at once, at most
+    fresh: float = 0.8  # how old the gates' yes may be at MAIL FROM
+    gather: float = 0.02  # how long results wait for company
+    poll: float = 0.25  # how often to look for new mail while connections still hang in their dots
+    idle: float = 60.0  # an unused connection is closed then (S-14)
+    patience: tuple[float, ...] = (1, 2, 5, 10, 20, 30, 60)  # between attempts to reach a relay that cannot be reached
+    back_off: float = 5.0  # how long messages wait that were claimed when the relay or the database went away
+    farewell: float = 5.0  # what a worker that is asked to stop grants to connections in their dot
+    horizon: float = 40 * 60.0  # a run ends then and rings for the next
+    heartbeat: float = 5.0  # between two signs of life
+    dead_after: float = 30.0  # without a sign of life a worker is dead
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What becomes of a message after one attempt.

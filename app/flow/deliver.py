@@ -1,0 +1,236 @@
+"""Sending what is due: one asyncio loop with many connections, one statement for all that are ready (DESIGN.md 8).
+
+    claim ─▶ prepare ─▶ MAIL RCPT DATA body ─▶ in_dot ─▶ the final dot ─▶ settle
+    in bulk   in bulk    per courier            in bulk   per courier      in bulk
+
+The feeder claims and prepares ahead of the couriers, the gatekeeper commits `in_dot` for all who have handed over a body, the bookkeeper
+settles what came of it. Whatever talks to the database runs in a thread, so that no connection waits for a statement it did not ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Engine, Row, select
+
+from app.config import Settings
+from app.flow import claims
+from app.flow.claims import Heartbeat, recover
+from app.flow.couriers import Couriers
+from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper
+from app.flow.links import Links, load_keyring
+from app.flow.outcome import Outcome
+from app.flow.prepare import Prepared, Preparer
+from app.models import installation
+from app.providers import Transport
+from app.providers.outbox import OutboxTransport
+from app.providers.smtp import Smtp
+from app.queue import Bells
+from app.rules.delivery import Ending, Limits
+
+__all__ = ["Limits", "recover", "run", "transport_for"]
+
+log = logging.getLogger("nurture.deliver")
+
+
+def run(
+    engine: Engine,
+    settings: Settings,
+    worker_id: UUID,
+    clock: Callable[[], datetime],
+    bells: Bells,
+    *,
+    transport: Transport | None = None,
+    limits: Limits | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
+    """Sends all mail that is due, and what falls due meanwhile; returns how many messages the relay took.
+
+    Claims commit before the wire, `in_dot` before the final dot, results after it (invariants 4 to 6). A relay that cannot be reached is
+    tried again with growing pauses, without claiming anything; a database that goes away is waited for, and results are written when it
+    is back. Ends when nothing is due, when `stopping()` says so, or after `limits.horizon` seconds with a ring for the next run. Never
+    raises for what a relay, a recipient or a template does.
+    """
+    limits = limits or Limits()
+    return asyncio.run(_Run(engine, settings, worker_id, clock, bells, transport, limits, stopping).run())
+
+
+def transport_for(settings: Settings, engine: Engine, clock: Callable[[], datetime], limits: Limits) -> Transport:
+    """The relay of the settings; without one, the local outbox."""
+    if settings.smtp_url is None:
+        return OutboxTransport(engine, clock, limits.connections)
+    host = settings.base_host
+    literal = f"[{host}]" if host.replace(".", "").isdigit() else "localhost"
+    hello = host if host.isascii() and ":" not in host and not host.replace(".", "").isdigit() else literal
+    return Smtp(settings.smtp_url, connections=limits.connections, hello=hello)
+
+
+class _Run:
+    """One run. Everything in it belongs to the loop's thread, except `_fetch` and `_preparer`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        worker_id: UUID,
+        clock: Callable[[], datetime],
+        bells: Bells,
+        transport: Transport | None,
+        limits: Limits,
+        stopping: Callable[[], bool],
+    ):
+        self.engine, self.settings, self.worker_id, self.clock, self.bells = engine, settings, worker_id, clock, bells
+        self.transport = transport or transport_for(settings, engine, clock, limits)
+        self.limits, self.stopping = limits, stopping
+        self.threads = ThreadPoolExecutor(4, "deliver")
+
+    async def run(self) -> int:
+        self.loop = asyncio.get_running_loop()
+        self.until = self.loop.time() + self.limits.horizon
+        try:
+            if not await self._in_thread(self._any_due):
+                return 0
+            self.preparer = await self._in_thread(self._preparer)
+            with Heartbeat(self.engine, self.worker_id, self.limits.heartbeat):
+                return await self._deliver()
+        finally:
+            self.threads.shutdown()
+
+    async def _deliver(self) -> int:
+        self.hungry = asyncio.Event()
+        self.books = Bookkeeper(self.engine, self.clock, self.bells, self.partitions, self.threads, self.limits, self.hungry.set)
+        gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle)
+        keepers = [asyncio.create_task(self.books.run()), asyncio.create_task(gate.run())]
+        self.couriers = Couriers(self.transport, self.limits, self.clock, gate.permitted, self.books.settle, self.hungry.set)
+        try:
+            await self._while_all_work(asyncio.create_task(self._feed()), keepers)
+        finally:
+            self.couriers.give_back()
+            await self.couriers.finish(self.stopping)
+            self.books.finish(self.limits.farewell if self.stopping() else None)
+            await keepers[0]
+            keepers[1].cancel()
+            with contextlib.suppress(*AWAY):
+                await self._in_thread(self._stop)
+        _preparers[self.engine] = self.preparer
+        if self.loop.time() >= self.until:
+            self.bells.deliver()
+        return self.couriers.taken
+
+    async def _while_all_work(self, feeder: asyncio.Task, keepers: Sequence[asyncio.Task]) -> None:
+        """Until the feeder is done. Whoever fails meanwhile ends the run with his error, instead of leaving the others waiting."""
+        workers = {feeder, *keepers, *self.couriers.tasks}
+        done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        if feeder not in done:
+            feeder.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await feeder
+        for task in done:
+            task.result()
+
+    async def _feed(self) -> None:
+        couriers, doubt = self.couriers, False
+        while not self.stopping() and self.loop.time() < self.until:
+            if (couriers.unreachable or not couriers.connected) and not await self._reach():
+                if not await self._in_thread(self._any_due):
+                    return
+                continue
+            size = couriers.rate.batch(2 * self.transport.connections, self.limits.batch)
+            if len(couriers.ready) >= max(size // 2, self.transport.connections):
+                await self._pause(self.limits.poll, self.hungry)
+                continue
+            try:
+                if doubt:
+                    await self._in_thread(self._forget, couriers.tokens())
+                    doubt = False
+                letters, outcomes = await self._in_thread(self._fetch, couriers.take_stale(), size)
+            except AWAY as error:
+                log.warning("the database is away: %s", error.orig)
+                doubt = True
+                await self._pause(0.2)
+                continue
+            self.books.settle(outcomes)
+            couriers.serve(letters)
+            if not letters and not outcomes:
+                if not couriers.busy and not self.books.busy:
+                    return
+                # Whoever still carries a letter may do so for minutes; new mail falls due meanwhile.
+                await self._pause(self.limits.poll, self.hungry)
+
+    async def _reach(self) -> bool:
+        """A relay that cannot be reached costs one attempt now and then, and nothing is claimed for it."""
+        if self.couriers.fruitless:
+            patience = self.limits.patience
+            await self._pause(patience[min(self.couriers.fruitless, len(patience)) - 1])
+        return await self.couriers.reach()
+
+    def _fetch(self, stale: list[Row], size: int) -> tuple[list[Prepared], list[Outcome]]:
+        """In a thread: claims more messages and prepares them, together with the claims that waited too long."""
+        claimed = stale
+        try:
+            if len(stale) < size:
+                with self.engine.begin() as conn:
+                    if claims.any_due(conn, self.clock()):
+                        claimed = stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
+            if not claimed:
+                return [], []
+            with self.engine.connect() as conn:
+                return self.preparer.prepare(conn, claimed, self.clock())
+        except BaseException:
+            # Nothing of these has touched the wire.
+            given_back = [Outcome(row, Ending("due", None), self.clock()) for row in claimed]
+            self.loop.call_soon_threadsafe(self.books.settle, given_back)
+            raise
+
+    def _forget(self, tokens: Sequence[UUID]) -> None:
+        with self.engine.begin() as conn:
+            claims.forget(conn, self.worker_id, tokens)
+
+    def _preparer(self) -> Preparer:
+        """In a thread: what this process kept of its last run, compiled templates above all, with today's keys."""
+        with self.engine.begin() as conn:
+            partitions = claims.begin(conn, self.worker_id, self.clock())
+            self.partitions = conn.execute(select(installation.c.partitions)).scalar_one()
+            links = Links(self.settings.base_url, load_keyring(conn))
+        self.bells.advance(partitions)
+        kept = _preparers.pop(self.engine, None)
+        if kept is None:
+            return Preparer(links)
+        kept.links = links
+        return kept
+
+    def _any_due(self) -> bool:
+        with self.engine.connect() as conn:
+            return claims.any_due(conn, self.clock())
+
+    def _stop(self) -> None:
+        with self.engine.begin() as conn:
+            claims.stop(conn, self.worker_id)
+
+    async def _in_thread(self, function: Callable, *args: Any) -> Any:
+        return await self.loop.run_in_executor(self.threads, function, *args)
+
+    async def _pause(self, seconds: float, event: asyncio.Event | None = None) -> None:
+        """Until `event`, or for `seconds`; no longer than it takes to notice that the worker is to stop."""
+        end = self.loop.time() + seconds
+        while (left := end - self.loop.time()) > 0 and not self.stopping():
+            if event is None:
+                await asyncio.sleep(min(left, 0.2))
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, 0.2)):
+                    await event.wait()
+                event.clear()
+                return
+
+
+# What a process keeps between runs. Taken out while a run uses it, as it belongs to one thread at a time.
+_preparers: WeakKeyDictionary[Engine, Preparer] = WeakKeyDictionary()

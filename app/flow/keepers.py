@@ -1,0 +1,172 @@
+"""The two who keep a run honest: the gatekeeper commits `in_dot` before any final dot, the bookkeeper writes what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from app.flow import claims, outcome
+from app.flow.outcome import Outcome
+from app.flow.prepare import Prepared
+from app.queue import Bells
+from app.rules.delivery import Ending, Limits
+
+AWAY = (OperationalError, InterfaceError)  # what SQLAlchemy raises when the database went away, or had to refuse for now
+
+log = logging.getLogger("nurture.deliver")
+
+
+class Bookkeeper:
+    """Writes outcomes in bulk, in the background, as often as they come.
+
+    A database that is away is waited for, and the same outcomes are written again: nothing is sent again for it. `written` is called
+    after each commit. Never loses an outcome, unless the worker is told to stop while the database is away; then `in_dot` stays, which
+    recovery calls unknown.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Callable[[], datetime],
+        bells: Bells,
+        partitions: int,
+        threads: Executor,
+        limits: Limits,
+        written: Callable[[], None],
+    ):
+        self.engine, self.clock, self.bells, self.partitions = engine, clock, bells, partitions
+        self.threads, self.limits, self.written = threads, limits, written
+        self.waiting: list[Outcome] = []
+        self.writing = False
+        self._news = asyncio.Event()
+        self._over = False
+        self._patience: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.writing or bool(self.waiting)
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            self.waiting.extend(outcomes)
+            self._news.set()
+
+    def finish(self, patience: float | None = None) -> None:
+        """Write what is left, then `run` returns. `patience` limits how long a database that is away is waited for."""
+        self._over = True
+        self._patience = patience
+        self._news.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        since: float | None = None
+        while True:
+            await self._news.wait()
+            if not self._over:
+                await asyncio.sleep(self.limits.gather)
+            self._news.clear()
+            batch, self.waiting = self.waiting, []
+            if not batch:
+                if self._over:
+                    return
+                continue
+            self.writing = True
+            try:
+                await loop.run_in_executor(self.threads, self._write, batch)
+                since = None
+                self.written()
+            except AWAY as error:
+                log.warning("%d results wait for the database: %s", len(batch), error.orig)
+                since = since or loop.time()
+                if self._over and self._patience is not None and loop.time() - since > self._patience:
+                    log.error("gave up on %d results: recovery will call those messages unknown that were at their dot", len(batch))
+                    return
+                await asyncio.sleep(0.2)
+                self.settle(batch)
+            finally:
+                self.writing = False
+                if self._over:
+                    self._news.set()
+
+    def _write(self, batch: Sequence[Outcome]) -> None:
+        try:
+            self._write_together(batch)
+        except AWAY:
+            raise
+        except Exception:
+            # One of them cannot be written. The others can; that one stays as it is until recovery finds it.
+            log.exception("%d results could not be written together", len(batch))
+            for one in batch:
+                try:
+                    self._write_together([one])
+                except AWAY:
+                    raise
+                except Exception:
+                    log.exception("the result of message %s could not be written: %s", one.claimed.id, one.ending)
+
+    def _write_together(self, batch: Sequence[Outcome]) -> None:
+        with self.engine.begin() as conn:
+            # A result that is lost leaves `in_dot`, which is honest; so nobody waits for the disk.
+            conn.exec_driver_sql("set local synchronous_commit = off")
+            partitions = outcome.settle(conn, batch, self.clock(), self.partitions)
+        self.bells.advance(partitions)
+
+
+class Gatekeeper:
+    """Answers whether a final dot may be written, for all who ask at the same time by one statement."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime], threads: Executor, limits: Limits, settle: Callable):
+        self.engine, self.clock, self.threads, self.limits, self.settle = engine, clock, threads, limits, settle
+        self._asking: list[tuple[Prepared, asyncio.Future]] = []
+        self._bell = asyncio.Event()
+
+    async def permitted(self, prepared: Prepared) -> bool:
+        """Whether `in_dot` is committed for this letter. After a no its outcome is settled, and its dot must not be written."""
+        future = asyncio.get_running_loop().create_future()
+        self._asking.append((prepared, future))
+        self._bell.set()
+        return await future
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            asking, self._asking = self._asking, []
+            allowed = await self._decide([prepared for prepared, _ in asking])
+            for prepared, future in asking:
+                if not future.done():
+                    future.set_result(prepared.letter.message_id in allowed)
+
+    async def _decide(self, asking: Sequence[Prepared]) -> set[UUID]:
+        loop = asyncio.get_running_loop()
+        try:
+            allowed, refused = await loop.run_in_executor(self.threads, self._commit, [prepared.ready for prepared in asking])
+        except Exception as error:
+            # Perhaps it was committed and only the answer was lost. No dot follows either way, so the messages are truly unsent.
+            log.warning("in_dot was not committed: %s", error, exc_info=not isinstance(error, AWAY))
+            now = self.clock()
+            later = now + timedelta(seconds=self.limits.back_off)
+            self.settle([Outcome(one.ready.claimed, Ending("due", None, due_at=later), now) for one in asking])
+            return set()
+        if refused:
+            now = self.clock()
+            rows = {one.letter.message_id: one.ready.claimed for one in asking}
+            self.settle(
+                [
+                    Outcome(rows[message_id], Ending("skipped", reason), now, gate=gate, evidence=evidence)
+                    for message_id, (gate, reason, evidence) in refused.items()
+                ]
+            )
+        return allowed
+
+    def _commit(self, batch: Sequence[claims.Ready]) -> tuple[set[UUID], dict]:
+        with self.engine.begin() as conn:
+            return claims.commit_dots(conn, batch, self.clock())

@@ -1,0 +1,191 @@
+"""What became of a message is written down: its state, the delivery event, the ledger, the suppression, and the event that campaigns
+wait for. One transaction for any number of messages, and writing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import Connection, Row, select
+
+from app.db import insert_rows
+from app.flow.ingest import Own, raise_own
+from app.models import decision, delivery_event, installation, suppression
+from app.rules.delivery import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one claim ended.
+
+    `claimed` is the row that `claims.claim` gave. `ending.event` is None where no attempt was made (a gate said no, the relay was away):
+    then it is not counted. `gate` names the gate of the ledger line; `evidence` is what it saw; `reply` the relay's words.
+    """
+
+    claimed: Row
+    ending: Ending
+    at: datetime
+    gate: str = "send"
+    verdict: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    reply: str | None = None
+    person: str | None = None
+
+
+# A result counts while the token is the claim's. A message that was declared unknown meanwhile may still learn the truth, but it is
+# settled: what would be tried again is skipped instead, as its campaign has gone on.
+_SETTLE = """
+with done as (
+    update message m set
+        state = case when m.state = 'unknown' and r.state = 'due' then 'skipped' else r.state end,
+        reason = case when r.state = 'due' then coalesce(r.reason, m.reason) else r.reason end,
+        due_at = coalesce(r.due_at, m.due_at),
+        claim = case when r.state = 'due' and m.state <> 'unknown' then null else m.claim end,
+        worker_id = case when r.state = 'due' and m.state <> 'unknown' then null else m.worker_id end,
+        attempts = r.attempts,
+        reply = coalesce(r.reply, m.reply),
+        person = coalesce(r.person, m.person),
+        settled_at = case when r.state = 'due' and m.state <> 'unknown' then null else r.at end
+    from jsonb_to_recordset(%(rows)s::jsonb)
+        as r(id uuid, claim uuid, state text, reason text, due_at timestamptz, attempts int, reply text, person text, at timestamptz)
+    where m.id = r.id and m.claim = r.claim and (m.state in ('claimed', 'in_dot') or (m.state = 'unknown' and r.state <> 'unknown'))
+    returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence
+)"""
+_UNKNOWN = """
+with done as (
+    update message m set state = 'unknown', reason = 'worker_died', settled_at = %(now)s, attempts = attempts + 1
+    where m.id = any(%(ids)s) and m.state = 'in_dot'
+    returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.attempts, m.version_id
+)"""
+_NAMED = """
+select done.*, k.key as campaign, a.external_id as account_key, c.external_id as contact_key
+from done join campaign k on k.id = done.campaign_id join account a on a.id = done.account_id join contact c on c.id = done.contact_id"""
+
+
+def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partitions: int) -> set[int]:
+    """Writes how claims ended; returns the partitions to ring after the commit.
+
+    Outcomes whose token no longer matches change nothing: another worker has the message. May be repeated after a commit whose answer
+    was lost. Never sends, never claims.
+    """
+    rows = [_row(one) for one in outcomes]
+    done = {row.id: row for row in conn.exec_driver_sql(_SETTLE + _NAMED, {"rows": to_json(rows).decode()})}
+    ours = [one for one in outcomes if one.claimed.id in done]
+    insert_rows(conn, delivery_event, [_event(one) for one in ours if one.ending.event], conflict="do nothing")
+    insert_rows(conn, decision, [_decision(one) for one in ours if _is_news(one)])
+    insert_rows(
+        conn,
+        suppression,
+        [_suppression(one) for one in ours if one.ending.suppress and one.person],
+        conflict="(person, scope) where lifted_at is null do nothing",
+    )
+    return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
+
+
+def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> set[int]:
+    """Messages whose worker died at the final dot: `unknown` for good, said to their campaigns. Returns the partitions to ring."""
+    if not message_ids:
+        return set()
+    done = conn.exec_driver_sql(_UNKNOWN + _NAMED, {"ids": list(message_ids), "now": now}).all()
+    insert_rows(
+        conn,
+        delivery_event,
+        [
+            {"message_id": r.id, "kind": "unknown", "at": now, "detail": {"cause": "worker_died"}, "key": f"attempt:{r.attempts}"}
+            for r in done
+        ],
+        conflict="do nothing",
+    )
+    insert_rows(conn, decision, [_ledger(row, now, "send", "no", "worker_died", {}) for row in done])
+    partitions = conn.execute(select(installation.c.partitions)).scalar_one()
+    return raise_own(conn, [_settled(row, now) for row in done], now, partitions)
+
+
+def _row(one: Outcome) -> dict[str, Any]:
+    return {
+        "id": one.claimed.id,
+        "claim": one.claimed.claim,
+        "state": one.ending.state,
+        "reason": one.ending.reason,
+        "due_at": one.ending.due_at,
+        "attempts": _attempt(one),
+        "reply": one.reply,
+        "person": one.person,
+        "at": one.at,
+    }
+
+
+def _attempt(one: Outcome) -> int:
+    return one.claimed.attempts + (1 if one.ending.event else 0)
+
+
+def _event(one: Outcome) -> dict[str, Any]:
+    detail = {"reply": one.reply, "enhanced": one.ending.enhanced, "sort": one.ending.sort, **one.evidence}
+    return {
+        "message_id": one.claimed.id,
+        "kind": one.ending.event,
+        "at": one.at,
+        "detail": {name: value for name, value in detail.items() if value is not None},
+        "key": f"attempt:{_attempt(one)}",
+    }
+
+
+def _is_news(one: Outcome) -> bool:
+    """The ledger keeps every no, and a wait only when its reason is another than last time."""
+    return one.ending.reason is not None and (one.ending.state != "due" or one.ending.reason != one.claimed.reason)
+
+
+def _decision(one: Outcome) -> dict[str, Any]:
+    verdict = one.verdict or ("wait" if one.ending.state == "due" else "no")
+    evidence = {"reply": one.reply, **one.evidence} if one.reply else dict(one.evidence)
+    return _ledger(one.claimed, one.at, one.gate, verdict, one.ending.reason, evidence)
+
+
+def _ledger(row: Row, at: datetime, gate: str, verdict: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "at": at,
+        "account_id": row.account_id,
+        "contact_id": row.contact_id,
+        "campaign_id": row.campaign_id,
+        "version_id": row.version_id,
+        "enrollment_id": row.enrollment_id,
+        "message_id": row.id,
+        "step_id": row.step_id,
+        "gate": gate,
+        "verdict": verdict,
+        "reason": reason,
+        "evidence": evidence,
+    }
+
+
+def _suppression(one: Outcome) -> dict[str, Any]:
+    return {
+        "person": one.person,
+        "scope": "bounced",
+        "reason": "bounced",
+        "evidence": {"message": str(one.claimed.id), "reply": one.reply},
+        "created_at": one.at,
+    }
+
+
+def _settled(row: Row, now: datetime) -> Own:
+    return Own(
+        "nurture.message_settled",
+        f"settled:{row.id}",
+        {
+            "message": str(row.id),
+            "campaign": row.campaign,
+            "step": row.step_id,
+            "occurrence": row.occurrence,
+            "enrollment": str(row.enrollment_id),
+            "outcome": row.state,
+        },
+        row.account_key,
+        row.contact_key,
+        now,
+    )

@@ -1,0 +1,247 @@
+"""From claims to letters: facts in bulk, the gates decided again, the mail rendered and assembled (DESIGN.md 8).
+
+Reads the database and decides nothing itself: the gates are `rules.consent`'s. What may not go, or not yet, comes back as an outcome
+with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, Row, select
+
+from app.errors import RenderSkip
+from app.flow import mime, publish, states
+from app.flow.claims import Ready
+from app.flow.compose import Addresses, Compiled, Composer, Link, assemble
+from app.flow.links import Links
+from app.flow.outcome import Outcome
+from app.models import template
+from app.providers import Letter
+from app.rules import consent
+from app.rules.conditions import values
+from app.rules.definition import TRANSACTIONAL, Book, Node, Version
+from app.rules.delivery import Ending, retry_at
+from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
+
+VERSIONS_KEPT = 256
+LOOK_AGAIN = timedelta(minutes=15)
+
+log = logging.getLogger("nurture.deliver")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A letter whose gates were open at `judged`, a reading of the monotonic clock in seconds."""
+
+    ready: Ready
+    letter: Letter
+    judged: float
+
+
+class Preparer:
+    """Makes letters of claims. Keeps compiled templates; belongs to one thread at a time."""
+
+    def __init__(self, links: Links):
+        self.links = links
+        self.composer = Composer()
+        self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
+
+    def prepare(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> tuple[list[Prepared], list[Outcome]]:
+        """The letters that may go now, in the order given, and the outcomes of all the others.
+
+        A message that makes the code raise is tried again later like one that the relay deferred, and never stops the others
+        (invariant 12). Raises NotFound when nothing is published, and what the database raises.
+        """
+        judged = time.monotonic()
+        book = publish.book(conn)
+        self._load_templates(conn, {row.version_id for row in claimed})
+        facts = _Facts(conn, book, claimed, self._metrics(book, claimed), now)
+        letters, outcomes = [], []
+        for row in claimed:
+            try:
+                made = self._one(book, facts, row, now)
+            except Exception as error:
+                log.exception("message %s could not be prepared", row.id)
+                again = retry_at(row.id, 1, now)
+                made = _outcome(row, "due", "render_failed", now, "render", {"problem": f"{type(error).__name__}: {error}"[:300]}, again)
+            if isinstance(made, Outcome):
+                outcomes.append(made)
+            else:
+                letters.append(Prepared(*made, judged))
+        return letters, outcomes
+
+    def _one(self, book: Book, facts: _Facts, row: Row, now: datetime) -> tuple[Ready, Letter] | Outcome:
+        if row.expires_at <= now:
+            return _outcome(row, "skipped", "expired", now, "send", {"expires_at": row.expires_at.isoformat()})
+        account = facts.accounts.get(row.account_id)
+        enrollment = facts.enrollments.get(row.enrollment_id)
+        if account is None or enrollment is None:
+            return _outcome(row, "skipped", "enrollment_ended", now, "enrollment")
+        version = book.versions[row.version_id]
+        node = version.nodes[row.step_id]
+        contact = facts.contacts.get((row.account_id, row.contact_id))
+        if contact is None:
+            return _outcome(row, "skipped", "not_a_member", now, "recipient")
+        shut = consent.gate(book, account, enrollment, version, node, contact, now, facts.surveyed.get(contact.person))
+        if shut is not None:
+            return _shut(row, shut, now)
+        try:
+            made = self._letter(book, facts, row, account, enrollment, version, node, contact, now)
+        except RenderSkip as skip:
+            return _outcome(row, "skipped", skip.reason, now, "render", skip.evidence)
+        if row.kind == "survey":
+            facts.surveyed[contact.person] = now
+        return made
+
+    def _letter(
+        self,
+        book: Book,
+        facts: _Facts,
+        row: Row,
+        account: Account,
+        enrollment: Enrollment,
+        version: Version,
+        node: Node,
+        contact: Contact,
+        now: datetime,
+    ) -> tuple[Ready, Letter]:
+        compiled, key = self._template(row, contact.locale)
+        lifecycle, links, message_id = book.lifecycle, self.links, row.id
+        sender = lifecycle.senders.get(version.campaign.sender) or lifecycle.senders["default"]
+        scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
+        kept = values(scope, compiled.reads, book.schema)
+        transactional = row.topic == TRANSACTIONAL
+        mail = self.composer.render(
+            key,
+            compiled,
+            kept,
+            Addresses(
+                unsubscribe=links.unsubscribe(message_id),
+                preferences=links.preferences(message_id),
+                view=links.view(message_id),
+                pixel=None if (contact.person, "open_tracking") in facts.refused else links.open(message_id),
+                clicks=None if (contact.person, "click_tracking") in facts.refused else lambda number: links.click(message_id, number),
+                score=(lambda score: links.survey(message_id, score)) if node.kind == "survey" else None,
+            ),
+            facts.brand,
+            _why(lifecycle.brand.name, account),
+        )
+        address = mime.address(sender.email, "From")
+        domain = address.rpartition("@")[2]
+        header = row.message_header or f"<{message_id.hex}@{domain}>"
+        topic = lifecycle.topics.get(row.topic)
+        data = assemble(
+            mail,
+            sender=(sender.name, sender.email),
+            reply_to=sender.reply_to,
+            to=(" ".join(name for name in (contact.first_name, contact.last_name) if name), contact.address),
+            message_header=header,
+            date=now,
+            unsubscribe_url=None if transactional else links.unsubscribe(message_id),
+            list_id=f"{topic.name if topic else row.topic} <{row.topic.replace('_', '-')}.{domain}>",
+            feedback_id=f"{version.key.replace('/', '.')}:{version.number}:{row.kind}:{domain.replace('.', '-')}",
+            message_id=message_id,
+            transactional=transactional,
+        )
+        letter = Letter(message_id, address, mime.address(contact.address, "To"), data)
+        return Ready(row, contact.person, header, mail.subject, kept, mail.links), letter
+
+    def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
+        """The step's template in the contact's language, or in the default one."""
+        found = self._templates[row.version_id]
+        for name in _locales(locale):
+            if compiled := found.get((row.step_id, name)):
+                return compiled, (row.version_id, row.step_id, name)
+        raise RenderSkip("bad_template", {"problems": [f"step {row.step_id} has no template"]})
+
+    def _load_templates(self, conn: Connection, versions: set[int]) -> None:
+        missing = versions - self._templates.keys()
+        if not missing:
+            return
+        if len(self._templates) + len(missing) > VERSIONS_KEPT:
+            self._templates.clear()
+            missing = versions
+        self._templates.update({version: {} for version in missing})
+        for row in conn.execute(select(template).where(template.c.version_id.in_(missing))):
+            links = tuple(Link(link["url"], link["label"], link["track"]) for link in row.links)
+            compiled = Compiled(row.subject, row.html, row.text, links, frozenset(row.reads))
+            self._templates[row.version_id][row.step_id, row.locale] = compiled
+
+    def _metrics(self, book: Book, claimed: Sequence[Row]) -> set[str]:
+        """The usage metrics that the gates and the templates of these messages read."""
+        found = set()
+        for version_id in {row.version_id for row in claimed}:
+            version = book.versions[version_id]
+            conditions = (version.exit_when, version.goal_when, version.audience)
+            roots = {root for condition in conditions if condition for root in condition.roots}
+            found.update(root.split(".")[1] for root in roots if root.startswith("usage."))
+        for version_id, step_id in {(row.version_id, row.step_id) for row in claimed}:
+            for (step, _), compiled in self._templates[version_id].items():
+                if step == step_id:
+                    found.update(path.split(".")[1] for path in compiled.reads if path.startswith("usage."))
+        return found & book.schema.metrics
+
+
+class _Facts:
+    """What is known of everybody in a batch: a few queries, whatever its size."""
+
+    def __init__(self, conn: Connection, book: Book, claimed: Sequence[Row], metrics: Iterable[str], now: datetime):
+        found = states.load(conn, ids={row.account_id for row in claimed}, acting=True, metrics=metrics, now=now)
+        self.brand: Mapping[str, str] = book.lifecycle.brand.model_dump()
+        self.accounts = {account.id: account for account in found.values()}
+        self.enrollments = {one.id: one for account in found.values() for one in account.enrollments}
+        self.contacts = {(account.id, one.id): one for account in found.values() for one in account.contacts.values()}
+        persons = {one.person for row in claimed if (one := self.contacts.get((row.account_id, row.contact_id))) and one.person}
+        self.refused: set[tuple[str, str]] = {tuple(row) for row in conn.exec_driver_sql(_REFUSED, {"persons": list(persons)})}
+        self.surveyed: dict[str | None, datetime] = {}
+        if surveys := [row.id for row in claimed if row.kind == "survey"]:
+            self.surveyed.update(map(tuple, conn.exec_driver_sql(_SURVEYED, {"persons": list(persons), "these": surveys})))
+
+
+# A refusal of tracking is the last word that was said about it (T-05, T-16).
+_REFUSED = """
+select person, purpose from (
+    select distinct on (person, purpose) person, purpose, granted from consent
+    where person = any(%(persons)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc
+) latest where not granted"""
+_SURVEYED = """
+select c.person, max(coalesce(m.settled_at, m.dot_at)) from contact c join message m on m.contact_id = c.id
+where c.person = any(%(persons)s) and m.kind = 'survey' and m.state in ('in_dot', 'sent', 'unknown') and m.id <> all(%(these)s)
+group by c.person"""
+
+
+def _shut(row: Row, decision: Decision, now: datetime) -> Outcome:
+    """A gate's no skips the message, its not yet makes it due at the time it says, as long as that is before the message expires."""
+    if decision.verdict == "no":
+        return _outcome(row, "skipped", decision.reason, now, decision.gate, decision.evidence)
+    until = decision.evidence.get("until")
+    again = datetime.fromisoformat(until) if until else now + LOOK_AGAIN
+    # Not beyond the end: whatever still waits then is looked at once more, and skipped as expired.
+    return _outcome(row, "due", decision.reason, now, decision.gate, decision.evidence, min(max(again, now), row.expires_at))
+
+
+def _outcome(
+    row: Row, state: str, reason: str, now: datetime, gate: str, evidence: Mapping | None = None, due_at: datetime | None = None
+) -> Outcome:
+    return Outcome(row, Ending(state, reason, due_at=due_at), now, gate=gate, evidence=evidence or {})
+
+
+def _why(brand: str, account: Account) -> str:
+    return (
+        f"You get this email because you use {brand} at {account.name}." if account.name else f"You get this email because you use {brand}."
+    )
+
+
+def _locales(locale: str | None) -> Iterable[str]:
+    """The languages to look for, best first: de-AT, de, the default."""
+    if locale:
+        name = locale.replace("_", "-")
+        yield name
+        yield name.lower()
+        yield name.split("-")[0].lower()
+    yield ""
