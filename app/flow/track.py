@@ -157,7 +157,7 @@ def _note_clicks(conn: Connection, judged: list[dict], now: datetime) -> set[int
         for (message, link), one in clicks.items()
     ]
     fresh = insert_rows(conn, delivery_event, rows, conflict="(message_id, kind, key) do nothing", returning=("message_id", "key", "at"))
-    events = [_clicked(facts[message], int(key.removeprefix("link:")), at) for message, key, at in fresh]
+    events = [_clicked(facts[message], int(key.removeprefix("link:")), at) for message, key, at in sorted(fresh, key=lambda row: row.at)]
     if not events:
         return set()
     return raise_own(conn, events, now, conn.execute(text("select partitions from installation")).scalar_one())
