@@ -119,7 +119,7 @@ def _write_contacts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> d
     if batch.aliases:
         aliases = [{"p": str(one.properties.get("previous_id") or ""), "c": one.contact, "at": one.occurred_at} for one in batch.aliases]
         conn.exec_driver_sql(_ALIASES, {"rows": to_json(aliases).decode()})
-    fresh = {key: at for key, at in batch.seen_contacts.items() if _recently_seen.is_news(conn, key, at)}
+    fresh = _recently_seen.news(str(conn.engine.url), batch.seen_contacts)
     if fresh:
         conn.exec_driver_sql(_SEEN_CONTACTS, {"keys": sorted(fresh), "times": [fresh[key] for key in sorted(fresh)]})
     return contacts
@@ -131,16 +131,15 @@ class _Seen:
     LIMIT = 100_000
 
     def __init__(self) -> None:
-        self.days: dict[tuple[str, str], int] = {}
+        self.days: dict[str, dict[str, int]] = {}
 
-    def is_news(self, conn: Connection, key: str, at: datetime) -> bool:
-        place, day = (str(conn.engine.url), key), at.toordinal()
-        if self.days.get(place, 0) >= day:
-            return False
-        if len(self.days) >= self.LIMIT:
-            self.days.clear()
-        self.days[place] = day
-        return True
+    def news(self, database: str, seen: Mapping[str, datetime]) -> dict[str, datetime]:
+        known = self.days.setdefault(database, {})
+        if len(known) + len(seen) > self.LIMIT:
+            known.clear()
+        fresh = {key: at for key, at in seen.items() if known.get(key, 0) < at.toordinal()}
+        known.update((key, at.toordinal()) for key, at in fresh.items())
+        return fresh
 
 
 _recently_seen = _Seen()
