@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -31,6 +32,9 @@ from app.migrate import migrate, pending
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. What goes wrong on purpose (NurtureError) is one clear line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter gets a question mark
     args = _parser().parse_args(argv)
     try:
         return args.run(args) or 0

@@ -24,7 +24,7 @@ import redis
 
 from app.errors import StartError
 from app.home import free_words
-from app.launch import UNREACHABLE
+from app.launch import BOUND, UNREACHABLE
 
 NOBODY = 65534
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -69,15 +69,16 @@ class Postgres:
 
         Raises StartError; nothing is left running then.
         """
-        self.sockets = _socket_folder(self.home, "postgres")
         try:
+            self.sockets = _socket_folder(self.home, "postgres")
             if not (self.data / "PG_VERSION").exists():
                 self._found()
             self._refuse_other_version()
             self.launch()
             self._wait_until_up()
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            _explain("PostgreSQL", self.home, error)
             raise
         return self.url("postgres")
 
@@ -189,8 +190,8 @@ class Redis:
 
         A file that Redis cannot read any more is put aside: what it held is rung for again.
         """
-        self.sockets = _socket_folder(self.home, "redis")
         try:
+            self.sockets = _socket_folder(self.home, "redis")
             try:
                 self.launch()
                 self._wait_until_up()
@@ -201,8 +202,9 @@ class Redis:
                 self.data.rename(self.data.with_name(f"redis.unreadable-{int(time.time())}"))
                 self.launch()
                 self._wait_until_up()
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            _explain("Redis", self.home, error)
             raise
         return self.url()
 
@@ -460,8 +462,24 @@ def _is_postgres_of(pid: int, data: Path) -> bool:
     return str(data) in shown
 
 
+_BOUND_WORDS = (
+    "it must not run as root, and root may not become another user here (a container without capabilities?). Run Nurture as an "
+    "ordinary user, or give root the capabilities CHOWN, SETUID, SETGID and DAC_OVERRIDE."
+)
+
+
+def _explain(what: str, home: Path, error: BaseException) -> None:
+    """Raises a StartError in the place of what the system says about files."""
+    if isinstance(error, PermissionError) and os.geteuid() == 0:
+        raise StartError(f"{what} did not start: {_BOUND_WORDS} ({error})") from error
+    if isinstance(error, OSError):
+        raise StartError(f"{what} did not start: {error}. {free_words(home)}") from error
+
+
 def _failure(what: str, home: Path, log: Path, code: int, start: int) -> str:
     said = tail(log, start)
+    if code == BOUND:
+        return f"{what}: {_BOUND_WORDS}"
     if code == UNREACHABLE:
         return (
             f"{what}: it must not run as root, and the user it would run as cannot reach {said.splitlines()[-1] if said else home}. "

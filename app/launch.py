@@ -12,7 +12,7 @@ On Linux it replaces itself by the program (same pid). PostgreSQL refuses to run
 under folders that only root may enter, and those must not be opened to everybody: the program gets the capability to search
 folders, and nothing else that root may do.
 
-Exit codes of its own: 96 a path cannot be reached as that user, 97 the parent is gone already.
+Exit codes of its own: 96 a path cannot be reached as that user, 97 the parent is gone already, 98 root may not give up being root.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import sys
 
 UNREACHABLE = 96
 ORPHANED = 97
+BOUND = 98
 
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
@@ -52,7 +53,10 @@ def main() -> None:
     options = parser.parse_args()
     death = signal.Signals[options.death]
     if options.user is not None:
-        give_up_root(options.user, options.reach)
+        try:
+            give_up_root(options.user, options.reach)
+        except PermissionError:
+            sys.exit(BOUND)
         for path in options.reach:
             if not os.access(path, os.X_OK):
                 sys.stderr.write(path)

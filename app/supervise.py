@@ -116,7 +116,8 @@ class Supervisor:
             os.set_blocking(end_of_pipe, False)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_stop)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._on_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     @contextlib.contextmanager

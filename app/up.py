@@ -29,11 +29,12 @@ WEB_WORKERS, WEB_THREADS = 2, 4
 READY_SECONDS = 60
 
 
-def up(settings: Settings, *, port: int, sample: bool, say: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+def up(settings: Settings, *, port: int, sample: bool, say: Callable[[str], None] | None = None) -> None:
     """Runs the engine until SIGINT, SIGTERM or SIGHUP, then ends everything it started.
 
     Raises StartError (HomeInUse, DatabaseNewer) when it cannot start; nothing is left running then.
     """
+    say = say or _print
     lock = home.Lock(settings.home, "up")
     lock.take()
     supervisor = Supervisor(on_event=lambda line: say(f"{datetime.now(UTC):%H:%M:%S}  {line}"))
@@ -50,6 +51,12 @@ def up(settings: Settings, *, port: int, sample: bool, say: Callable[[str], None
         home.withdraw(settings.home)
         lock.release()
     say("Stopped.")
+
+
+def _print(line: str) -> None:
+    # Whoever read what we say may be gone (`nurture up | head`); the engine runs for others.
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 @dataclass(slots=True)

@@ -190,6 +190,8 @@ class Listener(SimpleWorker):
         error = exc_info[1]
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             log.warning("%s: the database does not answer: %s", job.description, _short(error))
+        elif isinstance(error, NurtureError):
+            log.error("%s failed: %s", job.description, error)
         else:
             log.error("%s failed", job.description, exc_info=exc_info)
 

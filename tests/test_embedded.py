@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +241,33 @@ def test_it_works_as_an_ordinary_user(tmp_path):
         parent.wait()
         parent.stdout.close()
     eventually(lambda: not any(server.is_running() for server in servers))
+
+
+def test_a_program_closed_to_others_runs_without_root(tmp_path):
+    """An installation made under umask 077 belongs to root alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives up root")
+    program = tmp_path / "closed" / "id"
+    program.parent.mkdir(mode=0o700)
+    program.write_bytes(Path("/usr/bin/id").read_bytes())
+    program.chmod(0o700)
+    log = tmp_path / "log"
+    process = embedded.launch([program, "-u"], log, death="SIGTERM", user=embedded.NOBODY, reach=[program])
+    assert process.wait(10) == 0
+    assert log.read_text() == f"{embedded.NOBODY}\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("dac_override,-dac_read_search", "cannot reach|may not become another user"), ("setuid,-setgid", "may not become another user")],
+)
+def test_root_without_the_capabilities_it_takes_is_told_what_to_do(home, missing, words):
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv to take capabilities away")
+    told = subprocess.run(
+        ["setpriv", f"--bounding-set=-{missing}", sys.executable, "-c", PARENT, home], cwd=CODE, capture_output=True, text=True, timeout=30
+    )
+    assert re.search(f"StartError: .*({words})", told.stderr), told.stderr
 
 
 def _open_way_to(folder: Path) -> None:
