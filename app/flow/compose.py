@@ -16,9 +16,9 @@ from app.errors import RenderSkip, TemplateError
 from app.flow.composing import mjml
 from app.flow.composing.filters import destination, one_line, plain
 from app.flow.composing.marks import Problem
-from app.flow.mime import assemble
 from app.flow.composing.plaintext import text_of, tidy
 from app.flow.composing.templates import Path, Program, check
+from app.flow.mime import assemble
 
 __all__ = ["SCALES", "Addresses", "Compiled", "Composer", "Link", "Mail", "assemble", "compile_mail"]
 
@@ -179,6 +179,7 @@ class Composer:
     def __init__(self, size: int = 512):
         self._size = size
         self._kept: OrderedDict[Hashable, _Programs] = OrderedDict()
+        self._brand: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # the brand seen last, as given and as templates see it
 
     def render(
         self, key: Hashable, compiled: Compiled, values: Mapping[str, Any], addresses: Addresses, brand: Mapping[str, Any], why: str
@@ -190,12 +191,17 @@ class Composer:
         """
         programs = self._programs(key, compiled)
         try:
-            return programs.render(values, addresses, brand, why)
+            return programs.render(values, addresses, self._plain_brand(brand), why)
         except RenderSkip:
             raise
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             # A value of a kind that the template did not expect, such as text where it subtracts.
             raise RenderSkip("render_failed", {"problem": f"{type(error).__name__}: {error}"[:300]}) from error
+
+    def _plain_brand(self, brand: Mapping[str, Any]) -> dict[str, Any]:
+        if brand != self._brand[0]:
+            self._brand = (dict(brand), plain(brand))
+        return self._brand[1]
 
     def _programs(self, key: Hashable, compiled: Compiled) -> _Programs:
         kept = self._kept.get(key)
@@ -221,9 +227,9 @@ class _Programs:
         self.links = tuple(Program(link.url, html=False) if "{" in link.url else destination(link.url) for link in compiled.links)
         self.scale = next((name for name in SCALES if f"mail.scores.{name}" in compiled.html), None)
 
-    def render(self, values: Mapping[str, Any], addresses: Addresses, brand: Mapping[str, Any], why: str) -> Mail:
+    def render(self, values: Mapping[str, Any], addresses: Addresses, brand: dict[str, Any], why: str) -> Mail:
         data = {root: plain(value) for root, value in values.items()}
-        data["brand"] = plain(brand)
+        data["brand"] = brand
         subject = one_line(self.subject.run(data)).strip()
         if not subject or len(subject) > SUBJECT_LIMIT:
             raise RenderSkip("empty_subject" if not subject else "too_large", {"problem": "subject", "length": len(subject)})

@@ -209,6 +209,8 @@ def _days_until(value: Any, now: Any) -> int:
 
 def _url(value: Any) -> str:
     text = str(shown(value)).strip()
+    if len(text) <= URL_LIMIT and _URL.fullmatch(text):
+        return text
     scheme = text.partition(":")[0].lower()
     if scheme in ("mailto", "tel") and not re.search(r"[\s<>\"\\]", text):
         return text

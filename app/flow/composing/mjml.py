@@ -126,7 +126,12 @@ class _Builder:
 
     def complaint(self, file: File) -> Complain:
         """What notes a problem at an offset of `file`."""
-        return lambda at, problem: self.flaw(file.path, file.line(at), problem)
+
+        def here(at: int, problem: str) -> None:
+            if len(self.problems) < PROBLEM_LIMIT:  # finding the line is what costs
+                self.flaw(file.path, file.line(at), problem)
+
+        return here
 
     # Merge tags ------------------------------------------------------------------------------------------------------
 

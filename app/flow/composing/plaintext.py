@@ -17,6 +17,7 @@ _PARAGRAPHS = frozenset(["blockquote", "dl", "h1", "h2", "h3", "h4", "h5", "h6",
 _BLOCKS = _PARAGRAPHS | {"caption", "dd", "div", "dt", "figcaption", "figure", "tbody", "tr"}
 _SILENT = frozenset({"head", "script", "style", "title", "template"})
 _SPACES = re.compile(r"[ \t\r\n\f\u00a0\u200b-\u200d\u034f\u2007]+")
+_FOR_OUTLOOK = re.compile(r"<!--\[if [^\]]*\]>(?!<!--).*?<!\[endif\]-->", re.DOTALL)
 _HIDDEN = re.compile(r"display\s*:\s*none")
 _OWN_LINE = re.compile(r"display\s*:\s*(inline-)?block")
 
@@ -32,6 +33,8 @@ class Text:
 def text_of(html: str, marks: Marks) -> Text:
     """The text part of `html`. Its nesting is bounded by the guard of `mjml`."""
     statements = {str(number) for number, mark in enumerate(marks.all) if mark.kind == "statement"}
+    # MJML puts what stands between sections into comments for Outlook; of these only the statements matter here.
+    html = _FOR_OUTLOOK.sub(lambda comment: "".join(match.group() for match in marks.pattern.finditer(comment.group())), html)
     # A comment may stand anywhere, between the rows of a table too, where a parser would move a word elsewhere.
     html = marks.pattern.sub(lambda match: f"<!--{match.group()}-->" if match.group(1) in statements else match.group(), html)
     body = LexborHTMLParser(html).body
@@ -43,7 +46,11 @@ def text_of(html: str, marks: Marks) -> Text:
 
 def tidy(text: str) -> str:
     """`text` after rendering: no more than one empty line in a row, no spaces at line ends."""
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+(?=\n)", "", text)).strip() + "\n"
+    if " \n" in text or "\t\n" in text:
+        text = re.sub(r"[ \t]+(?=\n)", "", text)
+    if "\n\n\n" in text:
+        text = re.sub(r"\n{3,}", "\n\n", text)
+    return text.strip() + "\n"
 
 
 @dataclass(slots=True)

@@ -69,13 +69,14 @@ def check(source: str) -> Checked:
 class Program:
     """A template that passed `check`, compiled. `html` says whether values are escaped."""
 
-    __slots__ = ("_root", "_template", "_variables")
+    __slots__ = ("_loops", "_root", "_template", "_variables")
 
     def __init__(self, source: str, html: bool):
         checked = check(source)
         if checked.flaws or checked.tree is None:
             raise RenderSkip("bad_template", {"problems": [f"line {flaw.line}: {flaw.problem}" for flaw in checked.flaws]})
         environment = HTML if html else TEXT
+        self._loops = next(checked.tree.find_all(nodes.For), None) is not None
         binder = _Binder()
         binder.bind(checked.tree)
         code = environment.compile(checked.tree)
@@ -87,14 +88,23 @@ class Program:
         """The text for `data`, nested plain values (see `filters.plain`). Raises RenderSkip for a hole, or for more than 512 KB."""
         variables = {name: _find(data, path) for name, path in self._variables}
         variables["_links"] = links
-        size = 0
-        parts = []
-        for part in self._root(self._template.new_context(variables)):
-            parts.append(part)
-            size += len(part)
-            if size > OUTPUT_LIMIT:
-                raise RenderSkip("too_large", {"limit": OUTPUT_LIMIT})
-        return "".join(parts)
+        parts = self._root(self._template.new_context(variables))
+        text = _capped(parts) if self._loops else "".join(parts)
+        if len(text) > OUTPUT_LIMIT:
+            raise RenderSkip("too_large", {"limit": OUTPUT_LIMIT})
+        return text
+
+
+def _capped(parts: Iterator[str]) -> str:
+    """As much of `parts` as it takes to see that it is too much: what a loop makes can be a thousand times its source."""
+    size = 0
+    kept = []
+    for part in parts:
+        kept.append(part)
+        size += len(part)
+        if size > OUTPUT_LIMIT:
+            break
+    return "".join(kept)
 
 
 def _find(data: Mapping[str, Any], path: Path) -> Any:
@@ -116,6 +126,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     """Reads plain data only: no attribute of any object but a loop's counters, no call."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict:
+            value = obj.get(attribute)
+            return Missing(attribute) if value is None else value
         if isinstance(obj, LoopContext):
             return getattr(obj, attribute) if attribute in LOOP_FIELDS else Missing(f"loop.{attribute}")
         return self.getitem(obj, attribute)
@@ -203,7 +216,7 @@ _SAYS = {
     nodes.Include: "{% include %}; use <mj-include>",
     nodes.Extends: "{% extends %}",
     nodes.Block: "{% block %}",
-    nodes.ScopedEvalContextModifier: "{% autoescape %}",
+    nodes.Scope: "{% autoescape %}",
 }
 
 
@@ -283,7 +296,8 @@ class _Checker:
 
     def _flaw(self, problem: str, node: nodes.Node) -> None:
         if len(self.flaws) < 50:
-            self.flaws.append(Flaw(problem, getattr(node, "lineno", None)))
+            lines = (one.lineno for one in (node, *node.iter_child_nodes()) if one.lineno is not None)
+            self.flaws.append(Flaw(problem, next(lines, None)))
 
 
 def path_of(node: nodes.Node) -> Path | None:
