@@ -185,7 +185,8 @@ def _preference_page(conn: Connection, message: Message, status: int = 200, **va
 
 def _topics(conn: Connection) -> dict:
     found = respond.lifecycle_in_force(conn)
-    return dict(found[1].topics) if found else {}
+    # By name: the database does not keep the order of the file.
+    return dict(sorted(found[1].topics.items(), key=lambda one: one[1].name)) if found else {}
 
 
 def _topic(conn: Connection, key: str) -> str:
