@@ -89,10 +89,15 @@ class Explanation:
     notes: tuple[Line, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can carry it, sentences included."""
+        """As JSON can carry it, sentences included; `decisions` are all lines once more in one list."""
         found = asdict(self)
         for line, made in _pairs(self, found):
             made["text"] = line.text
+        found["decisions"] = [
+            {"account": story["account"], "contact": story["contact"], "campaign": story["campaign"], **line}
+            for story in found["stories"]
+            for line in (*story["entry"], *story["way"], *(line for letter in story["letters"] for line in letter["lines"]))
+        ] + [{"account": None, "contact": None, "campaign": None, **line} for line in found["notes"]]
         return found
 
 

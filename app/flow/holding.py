@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, text, update
@@ -11,6 +11,8 @@ from app.errors import InputError, NotFound
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import find_contact
 from app.models import hold as holds_table
+
+LONGEST = timedelta(days=3653)
 
 
 def hold(
@@ -28,6 +30,8 @@ def hold(
         raise InputError("must have 1 to 200 characters", "reason")
     if until is not None and until <= now:
         raise InputError("must be in the future", "until")
+    if until is not None and until > now + LONGEST:
+        raise InputError("must be within ten years; leave it out to hold until released", "until")
     return conn.execute(
         holds_table.insert()
         .values(

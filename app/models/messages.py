@@ -54,6 +54,7 @@ message = Table(
     UniqueConstraint("enrollment_id", "step_id", "occurrence", "contact_id"),
     Index("ix_message_due", text("priority desc"), "due_at", postgresql_where=text("state = 'due'")),
     Index("ix_message_due_at", "due_at", postgresql_where=text("state = 'due'")),
+    Index("ix_message_unknown", "created_at", postgresql_where=text("state = 'unknown'")),
     Index("ix_message_claimed", "worker_id", postgresql_where=text("state in ('claimed', 'in_dot')")),
     Index("ix_message_contact", "contact_id", "created_at"),
     Index("ix_message_account", "account_id", "created_at"),

@@ -1,3 +1,309 @@
-from flask import Blueprint
+"""The reading API, /api/v1: JSON for programs with a bearer key. What it answers is described at /openapi.json.
+
+Everything reads but holds. `read` keys read; `admin` keys read and steer; `write` keys post events elsewhere and get 403 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from flask import Blueprint, Response, abort, g, request
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
+from sqlalchemy import Connection
+
+from app.errors import InputError
+from app.flow import access, holding
+from app.flow.explain import explain
+from app.flow.publish import book
+from app.flow.reading import accounts, campaigns, contacts, messages, responses, timeline
+from app.flow.reading.paging import Page, clean, read_limit
+from app.rules.reasons import sentence
+from app.web.context import here, reading
+from app.web.openapi import PREFIX, Operation, Param, document
+from app.web.problems import problem
 
 blueprint = Blueprint("api", __name__)
+OPERATIONS: dict[str, Operation] = {}
+Model = TypeVar("Model", bound=BaseModel)
+
+_PAGED = (Param("cursor", "Where to go on: `next` of the page before."), Param("limit", "Items of a page, 50 by default.", integer=True))
+_OF_ACCOUNT = Param("account", "Only this account's.")
+_OF_CONTACT = Param("contact", "Only this contact's.")
+_OF_CAMPAIGN = Param("campaign", "Only this campaign's.")
+
+
+def operation(
+    method: str,
+    path: str,
+    summary: str,
+    returns: str | None,
+    *,
+    query: tuple[Param, ...] = (),
+    scope: str = "read",
+    paged: bool = False,
+    body: str | None = None,
+    status: int = 200,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes the function a route and a line of the OpenAPI document. It gets a connection, then the path's ids."""
+
+    def register(call: Callable[..., Any]) -> Callable[..., Any]:
+        made = Operation(method, path, call.__name__, summary, scope, returns, (*query, *_PAGED) if paged else query, body, paged, status)
+        OPERATIONS[f"api.{call.__name__}"] = replace(made, call=call)
+        rule = PREFIX + path.replace("{", "<path:").replace("}", ">")
+        blueprint.add_url_rule(rule, call.__name__, lambda **ids: _answer(**ids), methods=[method], merge_slashes=False)
+        return call
+
+    return register
+
+
+@blueprint.before_request
+def guard() -> Response | None:
+    """Finds the key and checks its scope and the names of the query's parameters."""
+    wanted = OPERATIONS.get(request.endpoint or "")
+    if wanted is None:
+        return None
+    g.now = datetime.now(UTC)
+    scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
+    challenge = {"WWW-Authenticate": 'Bearer realm="nurture"'}
+    if scheme.lower() != "bearer" or not presented:
+        return problem(401, "Send an API key: Authorization: Bearer nk_…", headers=challenge)
+    with here().engine.begin() as conn:
+        key = access.find_key(conn, presented.strip(), g.now)
+    if key is None:
+        return problem(401, "The API key is unknown or revoked.", headers=challenge)
+    if not key.allows(wanted.scope):
+        return problem(403, f"This key has the scope {key.scope}; the request needs {wanted.scope}.")
+    known = {param.name for param in wanted.query}
+    if unknown := sorted(set(request.args) - known):
+        raise InputError(f"is not known here; there are: {', '.join(sorted(known)) or 'none'}", unknown[0])
+    return None
+
+
+@blueprint.get("/openapi.json")
+def description() -> Response:
+    return _json(document(list(OPERATIONS.values()), here().settings.base_url))
+
+
+@operation(
+    "GET",
+    "/accounts",
+    "Accounts",
+    "AccountSummary",
+    paged=True,
+    query=(
+        Param("search", "Part of a name or id, or a whole address of a contact."),
+        Param("stage", "Only in this stage."),
+        Param("band", "Only in this health band.", (*accounts.BANDS, "unknown")),
+        Param("touch", "Only of this touch model."),
+        Param("owner", "Only of the owner with this address."),
+        Param("sort", "The order; by id (order of arrival) if not given.", ("id", "name", "health")),
+    ),
+)
+def list_accounts(conn: Connection) -> Page:
+    return accounts.accounts(
+        conn, **_filters("search", "stage", "band", "touch", "owner"), sort=request.args.get("sort") or "id", **_page()
+    )
+
+
+@operation("GET", "/accounts/{account}", "One account: stage, milestones, health with its contributions, contacts", "Account")
+def get_account(conn: Connection, account: str) -> dict[str, Any]:
+    found = accounts.account(conn, account, g.now)
+    return {**found, "milestones": accounts.milestones_of(book(conn), found, g.now)}
+
+
+@operation(
+    "GET",
+    "/accounts/{account}/timeline",
+    "What happened to an account, newest first",
+    "TimelineEntry",
+    paged=True,
+    query=(Param("kinds", f"Some of {', '.join(timeline.KINDS)}, separated by commas."),),
+)
+def account_timeline(conn: Connection, account: str) -> Page:
+    return timeline.timeline(conn, account, g.now, kinds=request.args.get("kinds"), **_page())
+
+
+@operation("GET", "/accounts/{account}/health", "Every health score of an account, newest first", "Health", paged=True)
+def account_health(conn: Connection, account: str) -> Page:
+    return accounts.health_history(conn, account, **_page())
+
+
+@operation(
+    "GET",
+    "/contacts",
+    "Contacts",
+    "ContactSummary",
+    paged=True,
+    query=(_OF_ACCOUNT, Param("search", "Part of an address, a name or an id.")),
+)
+def list_contacts(conn: Connection) -> Page:
+    return contacts.contacts(conn, **_filters("account", "search"), **_page())
+
+
+@operation("GET", "/contacts/{contact}", "One contact", "Contact")
+def get_contact(conn: Connection, contact: str) -> dict[str, Any]:
+    return contacts.contact(conn, contact, g.now)
+
+
+@operation(
+    "GET",
+    "/contacts/{contact}/explain",
+    "Why each message was or was not sent to a contact (an id, or an address)",
+    "Explanation",
+    query=(_OF_ACCOUNT, _OF_CAMPAIGN),
+)
+def explain_contact(conn: Connection, contact: str) -> dict[str, Any]:
+    return explain(conn, book(conn), contact, now=g.now, **_filters("account", "campaign")).plain()
+
+
+@operation(
+    "GET",
+    "/enrollments",
+    "Enrollments, the latest first",
+    "Enrollment",
+    paged=True,
+    query=(
+        _OF_CAMPAIGN,
+        _OF_ACCOUNT,
+        _OF_CONTACT,
+        Param("state", "Only in this state.", campaigns.STATES),
+        Param("step", "Only at this step."),
+    ),
+)
+def list_enrollments(conn: Connection) -> Page:
+    return campaigns.enrollments(conn, **_filters("campaign", "account", "contact", "state", "step"), **_page())
+
+
+@operation(
+    "GET",
+    "/messages",
+    "Messages, the latest first",
+    "Message",
+    paged=True,
+    query=(
+        Param("state", "Only in this state; waiting is due, claimed or in_dot.", ("waiting", *messages.STATES)),
+        _OF_CAMPAIGN,
+        _OF_ACCOUNT,
+        _OF_CONTACT,
+        Param("topic", "Only of this topic."),
+        Param("enrollment", "Only of this enrollment."),
+        Param("step", "Only of this step."),
+    ),
+)
+def list_messages(conn: Connection) -> Page:
+    return messages.messages(conn, **_filters("state", "campaign", "account", "contact", "topic", "enrollment", "step"), **_page())
+
+
+@operation("GET", "/messages/{message}", "One message: what it showed, what became of it, who fetched its links", "MessageDetail")
+def get_message(conn: Connection, message: str) -> dict[str, Any]:
+    return messages.message(conn, message)
+
+
+@operation(
+    "GET",
+    "/decisions",
+    "The ledger, the latest first",
+    "Decision",
+    paged=True,
+    query=(
+        _OF_ACCOUNT,
+        _OF_CONTACT,
+        _OF_CAMPAIGN,
+        Param("verdict", "Only this verdict.", campaigns.VERDICTS),
+        Param("message", "Only about this message."),
+        Param("enrollment", "Only about this enrollment."),
+    ),
+)
+def list_decisions(conn: Connection) -> Page:
+    found = campaigns.decisions(conn, **_filters("account", "contact", "campaign", "verdict", "message", "enrollment"), **_page())
+    return Page([{**one, "text": sentence(one["reason"], one["evidence"])} for one in found.items], found.next)
+
+
+@operation(
+    "GET",
+    "/surveys",
+    "Answers to surveys, the latest first, with how the scores spread",
+    "Surveys",
+    query=(Param("survey", "Only of this kind.", tuple(responses.SCALES)), _OF_CAMPAIGN, _OF_ACCOUNT, _OF_CONTACT, *_PAGED),
+)
+def list_surveys(conn: Connection) -> dict[str, Any]:
+    wanted = _filters("survey", "campaign", "account", "contact")
+    found = responses.responses(conn, **wanted, **_page())
+    return {"data": found.items, "next": found.next, "summary": responses.spread(conn, **wanted)}
+
+
+@operation("GET", "/campaigns", "Campaigns with their numbers", "Campaigns")
+def list_campaigns(conn: Connection) -> dict[str, Any]:
+    return {"data": campaigns.campaigns(conn, g.now)}
+
+
+@operation("GET", "/campaigns/{campaign}", "One campaign: definition, versions, who is at which step", "CampaignDetail")
+def get_campaign(conn: Connection, campaign: str) -> dict[str, Any]:
+    return campaigns.campaign(conn, campaign, g.now)
+
+
+@operation("GET", "/holds", "Holds in force", "Holds")
+def list_holds(conn: Connection) -> dict[str, Any]:
+    return {"data": holding.list_holds(conn, g.now)}
+
+
+@operation(
+    "POST", "/holds", "Hold all but transactional mail of an account or a contact", "Hold", scope="admin", body="NewHold", status=201
+)
+def create_hold(conn: Connection) -> dict[str, Any]:
+    wanted = _body(NewHold)
+    made = holding.hold(conn, wanted.reason, g.now, account=wanted.account, contact=wanted.contact, until=wanted.until)
+    return {"id": made, "created_at": g.now, **wanted.model_dump()}
+
+
+@operation("DELETE", "/holds/{hold}", "Release a hold", None, scope="admin", status=204)
+def delete_hold(conn: Connection, hold: str) -> None:
+    if not hold.isascii() or not hold.isdigit() or len(hold) > 18:
+        abort(404)
+    holding.release(conn, int(hold), g.now)
+
+
+class NewHold(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    account: str | None = None
+    contact: str | None = None
+    reason: str
+    until: AwareDatetime | None = None
+
+
+def _answer(**ids: str) -> Response:
+    wanted = OPERATIONS[request.endpoint or ""]
+    if wanted.method == "GET":
+        with reading() as conn:
+            found = wanted.call(conn, **ids)
+    else:
+        with here().engine.begin() as conn:
+            found = wanted.call(conn, **ids)
+    if isinstance(found, Page):
+        found = {"data": found.items, "next": found.next}
+    return Response(status=wanted.status) if found is None else _json(found, wanted.status)
+
+
+def _filters(*names: str) -> dict[str, str | None]:
+    return {name: clean(request.args.get(name)) for name in names}
+
+
+def _page() -> dict[str, Any]:
+    return {"cursor": request.args.get("cursor"), "limit": read_limit(request.args.get("limit"))}
+
+
+def _body(model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(request.get_data())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InputError(first["msg"], ".".join(map(str, first["loc"])) or "body") from error
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value, inf_nan_mode="null"), status, mimetype="application/json")

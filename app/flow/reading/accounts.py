@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from app.errors import InputError, NotFound
 from app.flow.reading.paging import LIMIT, Page, clean, like, page, read_cursor
+from app.rules.definition import Book
 
 BANDS = ("green", "yellow", "red")
 
@@ -113,6 +115,22 @@ def milestones(conn: Connection, account_id: int) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
+def milestones_of(book: Book, account: Mapping[str, Any], now: datetime) -> list[dict[str, Any]]:
+    """Every milestone of the lifecycle for an `account` of this module, in the lifecycle's order, then those of an earlier one.
+
+    Each has a `state`: reached, late (reached, but overdue before), overdue, expected (by `expected_at`) or open (no time is set).
+    """
+    stored = {one["name"]: one for one in account["milestones"]}
+    listed = []
+    for name, spec in book.lifecycle.milestones.items():
+        found = stored.pop(name, {"name": name, "reached_at": None, "overdue_at": None})
+        expected = account["created_at"] + spec.expected_within if spec.expected_within else None
+        listed.append({**found, "label": spec.label or name, "expected_at": expected, "state": _milestone_state(found, expected, now)})
+    for name, found in stored.items():
+        listed.append({**found, "label": name, "expected_at": None, "state": _milestone_state(found, None, now)})
+    return listed
+
+
 def health(conn: Connection, row: Any) -> dict[str, Any]:
     """The account's present health with the contributions that sum to its score; all None when it was never assessed."""
     latest = conn.execute(
@@ -203,6 +221,14 @@ def attention(conn: Connection, now: datetime, *, limit: int = 10) -> list[dict[
         {"before": now - timedelta(days=7), "limit": limit},
     )
     return [{**_summary(row), "change": row.change} for row in rows]
+
+
+def _milestone_state(found: Mapping[str, Any], expected: datetime | None, now: datetime) -> str:
+    if found["reached_at"]:
+        return "late" if found["overdue_at"] else "reached"
+    if found["overdue_at"] or (expected and expected <= now):
+        return "overdue"
+    return "expected" if expected else "open"
 
 
 def _summary(row: Any) -> dict[str, Any]:

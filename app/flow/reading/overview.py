@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 DAYS = 7
+STATES = ("due", "claimed", "in_dot", "sent", "unknown", "skipped", "ghosted", "shadow")
 
 
 def customers(conn: Connection) -> dict[str, Any]:

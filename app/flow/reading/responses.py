@@ -48,15 +48,24 @@ def responses(
     )
 
 
-def spread(conn: Connection, *, campaign: str | None = None, since: datetime | None = None) -> list[dict[str, Any]]:
+def spread(
+    conn: Connection,
+    *,
+    survey: str | None = None,
+    campaign: str | None = None,
+    account: str | None = None,
+    contact: str | None = None,
+    since: datetime | None = None,
+) -> list[dict[str, Any]]:
     """For each survey that has answers: {survey, counts: {score: n}, total, mean, nps}; `nps` is None for the others than nps."""
-    where, values = _filters(None, campaign, None, None)
+    where, values = _filters(survey, campaign, account, contact)
     if since:
         where.append("r.answered_at >= :since")
         values["since"] = since
     rows = conn.execute(
         text(
             f"""select r.survey, r.score, count(*) as n from response r join campaign k on k.id = r.campaign_id
+                join account a on a.id = r.account_id join contact c on c.id = r.contact_id
                 where {" and ".join(where) or "true"} group by 1, 2"""
         ),
         values,

@@ -78,7 +78,7 @@ def account_page(key: str) -> str:
             "console/account.html",
             account=account,
             labels=_labels(known),
-            milestones=_milestones(known, account),
+            milestones=accounts.milestones_of(known, account, g.now),
             groups=_groups(account["health"]["contributions"]),
             share=charts.share,
             history=charts.line("Health score of the last 90 days", points, g.now) if points else None,
@@ -148,35 +148,6 @@ def _stages(known: Book, counts: dict[str | None, int]) -> list[tuple[str | None
     listed = [(stage.name, stage.label or words.words(stage.name), counts.get(stage.name, 0)) for stage in known.lifecycle.stages]
     names = {name for name, *_ in listed}
     return listed + [(name, words.words(name) if name else "No stage yet", n) for name, n in counts.items() if name not in names]
-
-
-def _milestones(known: Book, account: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every milestone of the lifecycle with its state: reached, late, overdue, expected (by when) or open."""
-    stored = {one["name"]: one for one in account["milestones"]}
-    labels = _labels(known)
-    listed = []
-    for name, spec in known.lifecycle.milestones.items():
-        found = stored.pop(name, {"reached_at": None, "overdue_at": None})
-        expected = account["created_at"] + spec.expected_within if spec.expected_within else None
-        reached, overdue = found["reached_at"], found["overdue_at"]
-        state = (
-            ("late" if overdue else "reached")
-            if reached
-            else "overdue"
-            if overdue
-            else "open"
-            if not expected
-            else "expected"
-            if expected > g.now
-            else "overdue"
-        )
-        listed.append(
-            {"name": name, "label": labels[name], "state": state, "reached_at": reached, "overdue_at": overdue, "expected": expected}
-        )
-    for name, found in stored.items():  # of an earlier lifecycle.yaml
-        state = "reached" if found["reached_at"] else "overdue"
-        listed.append({"label": words.words(name), "state": state, "expected": None, **found})
-    return listed
 
 
 def _groups(contributions: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,362 @@
+"""The reading API's description, OpenAPI 3.1: made from the same operations that make the routes, so that it cannot leave one out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.config import VERSION
+
+Schema = dict[str, Any]
+PREFIX = "/api/v1"
+
+TEXT: Schema = {"type": "string"}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+TIME: Schema = {"type": "string", "format": "date-time"}
+MAYBE_TIME: Schema = {"type": ["string", "null"], "format": "date-time"}
+NUMBER: Schema = {"type": "number"}
+MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+MAYBE_COUNT: Schema = {"type": ["integer", "null"]}
+FLAG: Schema = {"type": "boolean"}
+THINGS: Schema = {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A query parameter. `choices` are all that it takes, if there are few."""
+
+    name: str
+    description: str
+    choices: tuple[str, ...] = ()
+    integer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path below /api/v1. `paged` answers are {data, next}; `returns` names the schema (of one item, if paged)."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    scope: str
+    returns: str | None
+    query: tuple[Param, ...] = ()
+    body: str | None = None
+    paged: bool = False
+    status: int = 200
+    call: Callable[..., Any] | None = None
+
+
+def document(operations: Sequence[Operation], base_url: str) -> dict[str, Any]:
+    """The OpenAPI document of these operations."""
+    paths: dict[str, Any] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Nurture",
+            "version": VERSION,
+            "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, and puts customers on hold. "
+            "Times are RFC 3339 in UTC. Lists answer `data` and `next`; pass `next` as `cursor` to go on. "
+            "External ids may hold slashes; percent-encode everything else.",
+        },
+        "servers": [{"url": base_url + PREFIX}],
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key: nurture keys create NAME --scope read"}
+            },
+            "schemas": SCHEMAS,
+        },
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    found: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "description": f"Needs a key of scope {operation.scope}.",
+        "parameters": [{"name": name, "in": "path", "required": True, "description": f"The {name}'s id.", "schema": TEXT} for name in names]
+        + [_param(param) for param in operation.query],
+        "responses": {str(operation.status): _answer(operation), "default": _PROBLEM},
+    }
+    if operation.body:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(operation.body)}}}
+    return found
+
+
+def _param(param: Param) -> dict[str, Any]:
+    schema: Schema = {"type": "integer"} if param.integer else {"type": "string"}
+    if param.choices:
+        schema["enum"] = list(param.choices)
+    return {"name": param.name, "in": "query", "description": param.description, "schema": schema}
+
+
+def _answer(operation: Operation) -> dict[str, Any]:
+    if operation.returns is None:
+        return {"description": "Done; no content."}
+    schema = page_of(operation.returns) if operation.paged else _ref(operation.returns)
+    return {"description": operation.summary, "content": {"application/json": {"schema": schema}}}
+
+
+def page_of(name: str) -> Schema:
+    """A page of a list."""
+    return {
+        "type": "object",
+        "required": ["data", "next"],
+        "properties": {
+            "data": {"type": "array", "items": _ref(name)},
+            "next": {**MAYBE_TEXT, "description": "The cursor of the next page."},
+        },
+    }
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _record(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+def _many(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+_PROBLEM: dict[str, Any] = {
+    "description": "Problem details (RFC 9457).",
+    "content": {"application/problem+json": {"schema": _ref("Problem")}},
+}
+_BAND: Schema = {"type": ["string", "null"], "enum": ["green", "yellow", "red", None]}
+_HOLD = {"id": COUNT, "reason": TEXT, "created_at": TIME, "until": MAYBE_TIME}
+_SUMMARY: dict[str, Schema] = {
+    "id": TEXT,
+    "name": MAYBE_TEXT,
+    "touch": MAYBE_TEXT,
+    "stage": MAYBE_TEXT,
+    "stage_entered_at": MAYBE_TIME,
+    "owner": {"type": ["object", "null"], "properties": {"name": MAYBE_TEXT, "email": MAYBE_TEXT}},
+    "timezone": MAYBE_TEXT,
+    "seats": MAYBE_COUNT,
+    "renewal_date": MAYBE_TIME,
+    "created_at": TIME,
+    "last_event_at": MAYBE_TIME,
+}
+_HEALTH: dict[str, Schema] = {"score": MAYBE_NUMBER, "band": _BAND, "at": MAYBE_TIME}
+_DECISION: dict[str, Schema] = {
+    "at": MAYBE_TIME,
+    "gate": TEXT,
+    "verdict": {"type": "string", "enum": ["yes", "no", "wait"]},
+    "reason": {**TEXT, "description": "A code; `text` says it in words."},
+    "text": TEXT,
+    "evidence": THINGS,
+    "campaign": MAYBE_TEXT,
+    "version": MAYBE_COUNT,
+    "step": MAYBE_TEXT,
+    "account": MAYBE_TEXT,
+    "contact": MAYBE_TEXT,
+}
+_CONTACT: dict[str, Schema] = {
+    "id": TEXT,
+    "email": MAYBE_TEXT,
+    "first_name": MAYBE_TEXT,
+    "last_name": MAYBE_TEXT,
+    "timezone": MAYBE_TEXT,
+    "locale": MAYBE_TEXT,
+    "created_at": TIME,
+    "last_seen_at": MAYBE_TIME,
+}
+_CAMPAIGN: dict[str, Schema] = {
+    "id": {**TEXT, "description": "The campaign's folder, such as onboarding/first-value."},
+    "name": TEXT,
+    "mode": {"type": "string", "enum": ["draft", "shadow", "live", "paused", "archived"]},
+    "version": MAYBE_COUNT,
+    "published_at": MAYBE_TIME,
+    **{name: COUNT for name in ("active", "finished", "exited", "goals", "sent", "waiting", "skipped", "unknown", "clicked", "answered")},
+}
+_MESSAGE: dict[str, Schema] = {
+    "id": {"type": "string", "format": "uuid"},
+    "state": {"type": "string", "enum": ["due", "claimed", "in_dot", "sent", "unknown", "skipped", "ghosted", "shadow"]},
+    "reason": MAYBE_TEXT,
+    "kind": {"type": "string", "enum": ["email", "survey"]},
+    "topic": TEXT,
+    "priority": COUNT,
+    "campaign": TEXT,
+    "step": TEXT,
+    "occurrence": COUNT,
+    "enrollment": {"type": "string", "format": "uuid"},
+    "account": TEXT,
+    "contact": TEXT,
+    "email": MAYBE_TEXT,
+    "subject": MAYBE_TEXT,
+    "created_at": TIME,
+    "due_at": TIME,
+    "expires_at": TIME,
+    "settled_at": MAYBE_TIME,
+    "clicked": FLAG,
+    "answer": MAYBE_COUNT,
+}
+_RESPONSE: dict[str, Schema] = {
+    "survey": {"type": "string", "enum": ["nps", "csat", "ces"]},
+    "question": TEXT,
+    "score": COUNT,
+    "comment": MAYBE_TEXT,
+    "answered_at": TIME,
+    "revision": COUNT,
+    "campaign": TEXT,
+    "account": TEXT,
+    "contact": TEXT,
+    "message": {"type": "string", "format": "uuid"},
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "Problem": _record({"title": TEXT, "status": COUNT, "detail": TEXT}, {"type": TEXT, "code": TEXT, "field": MAYBE_TEXT}),
+    "AccountSummary": _record({**_SUMMARY, "health": _record(_HEALTH)}, {"contacts": COUNT}),
+    "Account": _record(
+        {
+            **_SUMMARY,
+            "health": _ref("Health"),
+            "customer_since": MAYBE_TIME,
+            "revenue": MAYBE_NUMBER,
+            "traits": THINGS,
+            "stage_history": _many(_record({"stage": TEXT, "entered_at": TIME, "left_at": MAYBE_TIME, "reason": MAYBE_TEXT})),
+            "milestones": _many(_ref("Milestone")),
+            "contacts": _many(_ref("Member")),
+            "holds": _many(_record(_HOLD)),
+        }
+    ),
+    "Milestone": _record(
+        {
+            "name": TEXT,
+            "label": TEXT,
+            "state": {"type": "string", "enum": ["reached", "late", "overdue", "expected", "open"]},
+            "reached_at": MAYBE_TIME,
+            "overdue_at": MAYBE_TIME,
+            "expected_at": MAYBE_TIME,
+        }
+    ),
+    "Health": _record(
+        {**_HEALTH, "coverage": MAYBE_NUMBER, "contributions": _many(_ref("Contribution")), "cause": MAYBE_TEXT, "model": MAYBE_TEXT}
+    ),
+    "Contribution": _record(
+        {
+            "group": TEXT,
+            "measure": TEXT,
+            "label": TEXT,
+            "metric": TEXT,
+            "value": NUMBER,
+            "points": {**NUMBER, "description": "Where the value lies between worst (0) and best (100)."},
+            "weight": {**NUMBER, "description": "The measure's share of the whole; all sum to 1."},
+            "contribution": {**NUMBER, "description": "Points times weight; all sum to the score."},
+        }
+    ),
+    "Member": _record(
+        {
+            "id": TEXT,
+            "email": MAYBE_TEXT,
+            "first_name": MAYBE_TEXT,
+            "last_name": MAYBE_TEXT,
+            "roles": _many(TEXT),
+            "joined_at": TIME,
+            "last_seen_at": MAYBE_TIME,
+            "reachable": FLAG,
+            "suppressed": _many(TEXT),
+            "held": MAYBE_TEXT,
+        }
+    ),
+    "TimelineEntry": _record(
+        {"at": TIME, "kind": {"type": "string", "enum": ["event", "message", "response", "stage", "enrollment", "decision"]}}
+    ),
+    "ContactSummary": _record(_CONTACT),
+    "Contact": _record(
+        {
+            **_CONTACT,
+            "traits": THINGS,
+            "accounts": _many(_record({"account": TEXT, "account_name": MAYBE_TEXT, "roles": _many(TEXT), "joined_at": TIME})),
+            "suppressions": _many(_record({"scope": TEXT, "reason": TEXT, "created_at": TIME})),
+            "holds": _many(_record(_HOLD)),
+            "reachable": FLAG,
+        }
+    ),
+    "Explanation": _record(
+        {
+            "contacts": _many(TEXT),
+            "decisions": _many(
+                _record({**_DECISION, "stored": {**FLAG, "description": "False: worked out again from what is known now."}})
+            ),
+            "stories": _many(_record({"account": TEXT, "contact": TEXT, "campaign": TEXT, "summary": TEXT, "letters": _many(THINGS)})),
+        }
+    ),
+    "Enrollment": _record(
+        {
+            "id": {"type": "string", "format": "uuid"},
+            "campaign": TEXT,
+            "version": COUNT,
+            "account": TEXT,
+            "contact": MAYBE_TEXT,
+            "state": {"type": "string", "enum": ["active", "finished", "exited"]},
+            "step": MAYBE_TEXT,
+            "occurrence": COUNT,
+            "shadow": FLAG,
+            "held_out": FLAG,
+            "entered_by": MAYBE_TEXT,
+            "entered_at": TIME,
+            "due_at": MAYBE_TIME,
+            "goal_at": MAYBE_TIME,
+            "ended_at": MAYBE_TIME,
+            "end_reason": MAYBE_TEXT,
+        }
+    ),
+    "Message": _record(_MESSAGE),
+    "MessageDetail": _record(
+        {
+            **_MESSAGE,
+            "version": COUNT,
+            "message_header": MAYBE_TEXT,
+            "attempts": COUNT,
+            "reply": MAYBE_TEXT,
+            "values": {"type": ["object", "null"]},
+            "links": {"type": ["array", "null"], "items": MAYBE_TEXT},
+            "delivery_events": _many(_record({"kind": TEXT, "at": TIME, "detail": THINGS})),
+            "hits": _many(_record({"kind": TEXT, "at": TIME, "verdict": TEXT, "score": {"type": "integer"}, "signals": THINGS})),
+            "responses": _many(_record({"survey": TEXT, "score": COUNT, "comment": MAYBE_TEXT, "answered_at": TIME})),
+        }
+    ),
+    "Decision": _record({**_DECISION, "enrollment": MAYBE_TEXT, "message": MAYBE_TEXT}),
+    "Surveys": _record(
+        {
+            "data": _many(_record(_RESPONSE)),
+            "next": MAYBE_TEXT,
+            "summary": _many(_record({"survey": TEXT, "counts": THINGS, "total": COUNT, "mean": MAYBE_NUMBER, "nps": MAYBE_NUMBER})),
+        }
+    ),
+    "Campaign": _record(_CAMPAIGN),
+    "CampaignDetail": _record(
+        {
+            **_CAMPAIGN,
+            "definition": {"type": ["object", "null"]},
+            "versions": _many(_record({"number": COUNT, "published_at": TIME, "active": COUNT, "enrollments": COUNT})),
+            "steps": _many(_record({"step": TEXT, "here": COUNT, "sent": COUNT, "waiting": COUNT, "skipped": COUNT, "unknown": COUNT})),
+        }
+    ),
+    "Campaigns": _record({"data": _many(_ref("Campaign"))}),
+    "Hold": _record({**_HOLD, "account": MAYBE_TEXT, "contact": MAYBE_TEXT}),
+    "Holds": _record({"data": _many(_ref("Hold"))}),
+    "NewHold": {
+        "type": "object",
+        "required": ["reason"],
+        "additionalProperties": False,
+        "properties": {
+            "account": {**TEXT, "description": "The account's id; either this or contact."},
+            "contact": {**TEXT, "description": "The contact's id."},
+            "reason": {**TEXT, "minLength": 1, "maxLength": 200},
+            "until": {**MAYBE_TIME, "description": "When it ends by itself; null holds until released."},
+        },
+    },
+}
