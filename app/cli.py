@@ -23,10 +23,10 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import embedded, home
+from app import ask, embedded, home
 from app.config import VERSION, Settings, load
 from app.db import connect
-from app.errors import HomeInUse, NotFound, NurtureError, StartError
+from app.errors import HomeInUse, NotFound, NurtureError, RenderSkip, StartError
 from app.migrate import migrate, pending
 
 
@@ -202,6 +202,29 @@ def _publish(args: argparse.Namespace) -> None:
     show(args, data, "\n".join(lines) or f"There is no campaign in {root}: make a folder like onboarding/welcome with a campaign.yaml.")
 
 
+def _render(args: argparse.Namespace) -> int:
+    """Sample values need no database; stored ones do."""
+    from app.flow import preview
+
+    settings, now = load(home=args.home), datetime.now(UTC)
+    draft = preview.draft(settings.campaigns, args.campaign, args.step, args.locale)
+    if args.account:
+        with installation(args) as (settings, engine), engine.connect() as conn:
+            facts = preview.stored_values(conn, draft, args.account, args.contact, now)
+    else:
+        facts = preview.sample_values(draft, now)
+    try:
+        mail = preview.render(draft, facts, settings.base_url)
+    except RenderSkip as skip:
+        show(args, {"skipped": skip.reason, "evidence": skip.evidence}, f"This message would be skipped: {skip}")
+        return 1
+    if args.html:
+        Path(args.html).write_text(mail.html, "utf-8")
+    data = {"subject": mail.subject, "text": mail.text, "html": mail.html, "links": mail.links, "values": facts}
+    show(args, data, f"Subject: {mail.subject}\n\n{mail.text}" + (f"\nThe HTML is in {args.html}." if args.html else ""))
+    return 0
+
+
 def show(args: argparse.Namespace, data: object, words: str) -> None:
     """Prints `data` as JSON with `--json`, else `words`."""
     print(json.dumps(data, default=str, ensure_ascii=False, indent=2) if args.json else words)
@@ -231,11 +254,21 @@ def _folder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", help="the campaigns folder (NURTURE_CAMPAIGNS)")
 
 
+def _render_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("campaign", help="the campaign's folder, such as onboarding/first-value")
+    parser.add_argument("step", help="the id of an email or survey step")
+    parser.add_argument("--account", metavar="ID", help="with the values of this account instead of sample values")
+    parser.add_argument("--contact", metavar="ID", help="and of this contact of it (the one whom the campaign would write to)")
+    parser.add_argument("--locale", default="", help="the language of the template, such as de")
+    parser.add_argument("--html", metavar="FILE", help="write the HTML into a file")
+
+
 COMMANDS: list[Command] = [
     Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
     Command(("migrate",), "bring the database to this version's tables", _migrate),
     Command(("check",), "report every problem of a campaigns folder; exit code 1 if there are any", _check, _folder_argument),
     Command(("publish",), "publish what changed in a campaigns folder; nobody inside is moved", _publish, _folder_argument),
+    Command(("render",), "show a mail of the campaigns folder as a customer would see it; sends nothing", _render, _render_arguments),
     Command(("keys", "create"), "make an API key", _keys_create, _create_arguments),
     Command(("keys", "list"), "list the API keys", _keys_list),
     Command(("keys", "revoke"), "revoke an API key", _keys_revoke, lambda p: p.add_argument("id")),
@@ -244,6 +277,16 @@ COMMANDS: list[Command] = [
         "look whether everything is well; exit code 1 if it is not",
         _doctor,
         lambda p: p.add_argument("--retry", metavar="ID|all", help="try parked occurrences again"),
+    ),
+    Command(("explain",), "say why each message was or was not sent to a contact", ask.explain, ask.explain_arguments),
+    Command(("hold", "add"), "send an account or a contact nothing but transactional mail", ask.hold_add, ask.hold_arguments),
+    Command(("hold", "list"), "list the holds in force", ask.hold_list),
+    Command(("hold", "release"), "end a hold", ask.hold_release, lambda p: p.add_argument("id", type=int)),
+    Command(
+        ("sign-in",),
+        "print a one-time link to the console",
+        ask.sign_in,
+        lambda p: p.add_argument("--end-all", action="store_true", help="sign everybody out and void unused links first"),
     ),
     Command(("backup",), "write the database into a file", _backup, lambda p: p.add_argument("file")),
 ]
