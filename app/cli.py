@@ -204,17 +204,17 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _render(args: argparse.Namespace) -> int:
     """Sample values need no database; stored ones do."""
-    from app.flow import preview
+    from app.flow import proof
 
     settings, now = load(home=args.home), datetime.now(UTC)
-    draft = preview.draft(settings.campaigns, args.campaign, args.step, args.locale)
+    draft = proof.draft(settings.campaigns, args.campaign, args.step, args.locale)
     if args.account:
         with installation(args) as (settings, engine), engine.connect() as conn:
-            facts = preview.stored_values(conn, draft, args.account, args.contact, now)
+            facts = proof.stored_values(conn, draft, args.account, args.contact, now)
     else:
-        facts = preview.sample_values(draft, now)
+        facts = proof.sample_values(draft, now)
     try:
-        mail = preview.render(draft, facts, settings.base_url)
+        mail = proof.render(draft, facts, settings.base_url)
     except RenderSkip as skip:
         show(args, {"skipped": skip.reason, "evidence": skip.evidence}, f"This message would be skipped: {skip}")
         return 1
