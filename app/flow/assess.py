@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
@@ -24,7 +23,7 @@ from app.flow.respond import lifecycle_in_force
 from app.models import account, health_score
 from app.queue import Bells
 from app.rules.definition import HealthModel, Lifecycle
-from app.rules.scoring import Sample, Score, Standing, score, stand
+from app.rules.scoring import Contribution, Sample, Score, Standing, score, stand
 
 AGAIN_AFTER = timedelta(days=1)
 BATCH = 500
@@ -95,7 +94,7 @@ def _assess_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     rows = [_row(one, score(model, known[one["id"]]), known[one["id"]], before.get(one["id"]), model_hash(model), now) for one in accounts]
     rows = [row for row in rows if row]
     appended = insert_rows(conn, health_score, rows, returning=("id", "account_id"))
-    update_rows(conn, account, [{"id": id, "assess_at": now + AGAIN_AFTER} for id in ids])
+    conn.execute(_LATER, {"ids": ids, "at": now + AGAIN_AFTER})
     states = [{"id": row["account_id"], "health_score": row["score"], "health_band": row["band"], "health_at": now} for row in rows]
     update_rows(conn, account, states)
     keys = {one["id"]: one["external_id"] for one in accounts}
@@ -110,7 +109,7 @@ def _row(
     leaning = past.get("leaning") or {}
     since = datetime.fromisoformat(leaning["since"]) if leaning else None
     standing = stand(result.score, Standing(before["band"] if before else None, leaning.get("band"), since), now)
-    contributions = [asdict(contribution) for contribution in result.contributions]
+    contributions = [{name: getattr(one, name) for name in Contribution.__slots__} for one in result.contributions]
     if before and (before["score"], before["band"], before["contributions"]) == (result.score, standing.band, contributions):
         return None
     told = past.get("told")
