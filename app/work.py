@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue, SimpleWorker
-from rq.exceptions import DequeueTimeout, NoSuchJobError
+from rq.exceptions import DequeueTimeout, InvalidJobOperation, NoSuchJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import UnixSignalDeathPenalty
@@ -190,6 +190,8 @@ class Listener(SimpleWorker):
         error = exc_info[1]
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             log.warning("%s: the database does not answer: %s", job.description, _short(error))
+        elif isinstance(error, (InvalidJobOperation, NoSuchJobError)):
+            log.info("%s: Redis forgot the job while it ran", job.description)
         elif isinstance(error, NurtureError):
             log.error("%s failed: %s", job.description, error)
         else:

@@ -297,6 +297,27 @@ def test_a_job_runs_and_leaves_nothing_behind(workplace, bells, client):
     assert client.zcard("rq:wip:chores") == client.zcard("rq:failed:chores") == client.zcard("rq:failed:advance") == 0
 
 
+def test_a_redis_that_is_flushed_all_the_time_stops_no_worker(workplace, bells, client):
+    stop, calm = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            bells.assess()
+            bells.advance(range(8))
+            client.flushall()
+        calm.set()
+        bells.advance([5])
+        _until_taken(client)
+        stop.set()
+
+    flusher = threading.Thread(target=flush)
+    flusher.start()
+    work._listen(workplace.settings.redis_url, ["advance", "chores"], _Asked(stop), lambda: None)
+    flusher.join()
+    assert calm.is_set() and not client.exists("rq:queue:advance")
+
+
 class _Asked:
     def __init__(self, event: threading.Event):
         self.event = event
@@ -305,11 +326,18 @@ class _Asked:
         return self.event.is_set()
 
 
-def _until_empty(client, seconds: float = 20) -> None:
+def _until_taken(client) -> None:
+    _wait(lambda: not client.exists("rq:queue:advance", "rq:queue:chores"))
+
+
+def _until_empty(client) -> None:
+    _wait(lambda: not client.exists("rq:queue:advance", "rq:queue:chores") and not client.keys("rq:job:*"))
+
+
+def _wait(reached, seconds: float = 20) -> None:
+    # In a thread, where a failure would be lost: the test's own assertions see what was not reached.
     deadline = time.monotonic() + seconds
-    while client.exists("rq:queue:advance", "rq:queue:chores") or client.keys("rq:job:*"):
-        if time.monotonic() > deadline:
-            return
+    while not reached() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 

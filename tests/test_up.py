@@ -23,6 +23,7 @@ import redis
 
 from app import embedded, home
 from app.config import CODE
+from app.rules.facts import partition_of
 from tests.conftest import dsn
 from tests.processes import as_user, eventually, full_disk
 
@@ -124,6 +125,18 @@ class Engine:
         self.process.stdout.close()
 
 
+def an_event(engine: Engine, key: str) -> None:
+    """Something happens in account `key`, and nobody rings for it."""
+    with psycopg.connect(dsn(home.running(engine.home).database_url)) as conn:
+        conn.execute(
+            """
+            with e as (insert into event (source_id, message_id, kind, name, account_key, occurred_at, received_at)
+                       values (0, 'test:' || %(key)s, 'group', 'group', %(key)s, now(), now()) returning id)
+            insert into event_pending select id, %(place)s, %(key)s, null, now() from e""",
+            {"key": key, "place": partition_of(key, 64)},
+        )
+
+
 def _command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -222,11 +235,7 @@ def test_whoever_is_killed_comes_back(start, private_home):
     assert "postgres was ended by SIGKILL; starting it again" in engine.said
     # Work is done again: an event goes through the workers.
     before = engine.query("select count(*) from account")
-    with psycopg.connect(dsn(urls.database_url)) as conn:
-        conn.execute("""
-            with e as (insert into event (source_id, message_id, kind, name, account_key, occurred_at, received_at)
-                       values (0, 'test:1', 'group', 'group', 'k', now(), now()) returning id)
-            insert into event_pending select id, 3, 'k', null, now() from e""")
+    an_event(engine, "k")
     eventually(lambda: engine.query("select count(*) from account") == before + 1, 30)
     # Ctrl-C ends all, also those that were started later, and nothing else.
     assert engine.interrupt() == 0
@@ -246,12 +255,25 @@ def _works(urls: home.Running) -> bool:
 def test_work_goes_on_without_redis(start, private_home):
     engine = start(private_home, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0").ready()
     assert "working without" in engine.said
-    with psycopg.connect(dsn(home.running(private_home).database_url)) as conn:
-        conn.execute("""
-            with e as (insert into event (source_id, message_id, kind, name, account_key, occurred_at, received_at)
-                       values (0, 'test:1', 'group', 'group', 'k', now(), now()) returning id)
-            insert into event_pending select id, 3, 'k', null, now() from e""")
+    an_event(engine, "k")
     eventually(lambda: engine.query("select count(*) from account") == 1, 30)
+    assert engine.interrupt() == 0
+
+
+def test_work_goes_on_while_redis_is_frozen_and_after_it(start, private_home):
+    engine = start(private_home).ready()
+    server = engine.child("redis-server")
+    server.suspend()
+    try:
+        an_event(engine, "frozen")
+        eventually(lambda: engine.query("select count(*) from account") == 1, 30)
+        assert engine.answers()
+    finally:
+        server.resume()
+    redis.Redis.from_url(home.running(private_home).redis_url).flushall()
+    an_event(engine, "thawed")
+    eventually(lambda: engine.query("select count(*) from account") == 2, 30)
+    assert server.is_running()
     assert engine.interrupt() == 0
 
 
