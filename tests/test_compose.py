@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mails import APPROVED, ROOT, addresses, files, shipped
 from selectolax.lexbor import LexborHTMLParser
 
 from app.errors import RenderSkip, TemplateError
 from app.flow.compose import Compiled, Composer, compile_mail
 from app.flow.composing.templates import check
+from tests.mails import APPROVED, ROOT, addresses, files, shipped
 
 BLOCKS = {path.name: path.read_text("utf-8") for path in (ROOT / "campaigns/brand").glob("*.mjml")}
 BRAND = {
