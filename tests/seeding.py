@@ -262,7 +262,7 @@ def _contributions(rng: random.Random, wanted: float) -> tuple[list[dict], float
 def _mail(conn: Connection, rng: random.Random, keys: Sequence[str], ids: Sequence[int], contacts: dict, now: datetime) -> None:
     campaigns = {row.key: row for row in conn.execute(text("select id, key, version_id from campaign"))}
     first, survey = campaigns["onboarding/first-value"], campaigns["onboarding/onboarding-survey"]
-    names = dict(conn.execute(text("select id, name from account")).tuples().all())
+    names = dict(conn.execute(text("select id, name from account")).all())
     enrollments, messages, decisions, hits, responses, deliveries = [], [], [], [], [], []
     for key, account_id in zip(keys, ids, strict=True):
         if rng.random() < 0.2:

@@ -133,8 +133,8 @@ def _account_stories(conn: Connection, book: Book, home: str, contact: str, camp
     ledger = _ledger(conn, account.id, person.id)
     enrollments = _many(conn, _ENROLLMENTS, account=account.id, contact=person.id)
     messages = _many(conn, _MESSAGES, account=account.id)
-    published = dict(conn.execute(text("select id, published_at from campaign_version")).tuples().all())
-    names = dict(conn.execute(text("select key, name from campaign")).tuples().all())
+    published = dict(conn.execute(text("select id, published_at from campaign_version")).all())
+    names = dict(conn.execute(text("select key, name from campaign")).all())
     for key in [campaign] if campaign else sorted(book.standings):
         standing = book.standings[key]
         version = book.versions[standing.version]

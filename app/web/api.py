@@ -22,11 +22,12 @@ from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, responses, timeline
 from app.flow.reading.paging import Page, clean, read_limit
 from app.rules.reasons import sentence
-from app.web.context import here, reading
+from app.web.context import here, reading, teach_external_ids
 from app.web.openapi import PREFIX, Operation, Param, document
 from app.web.problems import problem
 
 blueprint = Blueprint("api", __name__)
+blueprint.record_once(lambda state: teach_external_ids(state.app))
 OPERATIONS: dict[str, Operation] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -53,7 +54,7 @@ def operation(
     def register(call: Callable[..., Any]) -> Callable[..., Any]:
         made = Operation(method, path, call.__name__, summary, scope, returns, (*query, *_PAGED) if paged else query, body, paged, status)
         OPERATIONS[f"api.{call.__name__}"] = replace(made, call=call)
-        rule = PREFIX + path.replace("{", "<path:").replace("}", ">")
+        rule = PREFIX + path.replace("{", "<key:").replace("}", ">")
         blueprint.add_url_rule(rule, call.__name__, lambda **ids: _answer(**ids), methods=[method], merge_slashes=False)
         return call
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flask import current_app
+from flask import Flask, current_app
 from sqlalchemy import Connection, Engine
+from werkzeug.routing import PathConverter
 
 from app.config import Settings
 from app.queue import Bells
@@ -24,6 +25,16 @@ class Installation:
 def here() -> Installation:
     """The installation this application serves."""
     return current_app.extensions["nurture"]
+
+
+class ExternalId(PathConverter):
+    """`<key:…>` in a route: an external id, which is any text, slashes at its ends included."""
+
+    regex = ".+?"
+
+
+def teach_external_ids(app: Flask) -> None:
+    app.url_map.converters["key"] = ExternalId
 
 
 @contextmanager

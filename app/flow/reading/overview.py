@@ -43,7 +43,7 @@ def mail_by_day(conn: Connection, now: datetime, days: int = DAYS) -> list[dict[
 def mail_states(conn: Connection, since: datetime | None = None) -> dict[str, int]:
     """How many messages are in each state; only those made since then, if given."""
     condition = "where created_at >= :since" if since else ""
-    return dict(conn.execute(text(f"select state, count(*) from message {condition} group by 1"), {"since": since}).tuples().all())
+    return dict(conn.execute(text(f"select state, count(*) from message {condition} group by 1"), {"since": since}).all())
 
 
 def trouble(conn: Connection) -> dict[str, Any]:

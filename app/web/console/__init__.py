@@ -14,7 +14,7 @@ from flask_wtf.csrf import CSRFError, CSRFProtect
 from app.errors import InputError, NotFound
 from app.flow import access
 from app.web.console import words
-from app.web.context import here
+from app.web.context import here, teach_external_ids
 
 blueprint = Blueprint("console", __name__, url_prefix="/console")
 csrf = CSRFProtect()
@@ -31,6 +31,7 @@ OPEN = frozenset({"console.take_sign_in"})
 def configure(state) -> None:
     """The cookie's settings (Flask's own are insecure) and the words that templates use."""
     app = state.app
+    teach_external_ids(app)
     secure = app.extensions["nurture"].settings.base_url.startswith("https://")
     app.config.update(
         SESSION_COOKIE_NAME="__Host-nurture" if secure else "nurture",

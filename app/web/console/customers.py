@@ -65,7 +65,7 @@ def accounts_page() -> str:
         )
 
 
-@blueprint.get("/accounts/<path:key>", endpoint="account", merge_slashes=False)
+@blueprint.get("/accounts/<key:key>", endpoint="account", merge_slashes=False)
 def account_page(key: str) -> str:
     show = clean(request.args.get("show"))
     with reading() as conn:
@@ -91,7 +91,7 @@ def account_page(key: str) -> str:
         )
 
 
-@blueprint.get("/contacts/<path:key>", endpoint="contact", merge_slashes=False)
+@blueprint.get("/contacts/<key:key>", endpoint="contact", merge_slashes=False)
 def contact_page(key: str) -> str:
     with reading() as conn:
         known = book(conn)

@@ -36,7 +36,7 @@ def campaigns_page() -> str:
         return render_template("console/campaigns.html", campaigns=campaigns.campaigns(conn, g.now))
 
 
-@blueprint.get("/campaigns/<path:key>", endpoint="campaign", merge_slashes=False)
+@blueprint.get("/campaigns/<key:key>", endpoint="campaign", merge_slashes=False)
 def campaign_page(key: str) -> str:
     step, state = clean(request.args.get("step")), clean(request.args.get("state"))
     with reading() as conn:
