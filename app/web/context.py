@@ -31,6 +31,7 @@ class ExternalId(PathConverter):
     """`<key:…>` in a route: an external id, which is any text, slashes at its ends included."""
 
     regex = ".+?"
+    part_isolating = False
 
 
 def teach_external_ids(app: Flask) -> None:
