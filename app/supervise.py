@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from app.children import end, launch, tail
 from app.config import CODE
-from app.embedded import end, launch, tail
 
 LOG_LIMIT = 10 * 2**20
 PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app import embedded, home
+from app.children import tail
 from app.config import CODE, PRODUCT, VERSION, Settings, environment
 from app.db import connect
 from app.errors import StartError
@@ -165,7 +166,7 @@ def _wait_for_web(start: _Start, log: Path) -> None:
     while not _answers(start.port):
         start.supervisor.look()
         if len(start.supervisor.exits("web")) >= 3:
-            raise StartError(f"the web service does not start:\n{embedded.tail(log)}\nIts log: {log}")
+            raise StartError(f"the web service does not start:\n{tail(log)}\nIts log: {log}")
         if time.monotonic() > deadline:
             raise StartError(f"the web service does not answer after {READY_SECONDS} seconds. Its log: {log}")
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.embedded import LAUNCH
+from app.children import LAUNCH
 
 
 def eventually(found: Callable[[], object], seconds: float = 15.0):

@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from app import embedded
+from app.children import LAUNCH, launch
 from app.config import CODE
 from app.errors import HomeInUse, StartError
 from app.home import Lock
@@ -176,7 +177,7 @@ def test_servers_die_with_a_parent_that_is_killed(home):
 def test_the_babysitter_ends_its_child_when_the_pipe_closes(tmp_path):
     """What stands in for the kernel's help on other systems than Linux."""
     ours, theirs = os.pipe()
-    command = [sys.executable, "-I", "-S", embedded.LAUNCH, "--parent", str(os.getpid()), "--watch", str(ours), "--"]
+    command = [sys.executable, "-I", "-S", LAUNCH, "--parent", str(os.getpid()), "--watch", str(ours), "--"]
     sitter = subprocess.Popen([*command, "/bin/sleep", "600"], pass_fds=(ours,))
     os.close(ours)
     try:
@@ -252,7 +253,7 @@ def test_a_program_closed_to_others_runs_without_root(tmp_path):
     program.write_bytes(Path("/usr/bin/id").read_bytes())
     program.chmod(0o700)
     log = tmp_path / "log"
-    process = embedded.launch([program, "-u"], log, death="SIGTERM", user=embedded.NOBODY, reach=[program])
+    process = launch([program, "-u"], log, death="SIGTERM", user=embedded.NOBODY, reach=[program])
     assert process.wait(10) == 0
     assert log.read_text() == f"{embedded.NOBODY}\n"
 

@@ -100,7 +100,7 @@ class Engine:
             return 0
 
     def answers(self) -> bool:
-        return 0 < self.status() < 500
+        return self.status() == 200 and self.status("/readyz") == 200
 
     def query(self, statement: str):
         with psycopg.connect(dsn(home.running(self.home).database_url)) as conn:
@@ -169,7 +169,7 @@ def private_home(tmp_path) -> Path:
 def test_a_newcomer_gets_a_running_engine_and_ctrl_c_ends_it(start, private_home):
     engine = start(private_home, "--sample").ready()
     assert engine.answers()
-    assert 0 < engine.status(re.search(rf"http://127.0.0.1:{engine.port}(/console/sign-in/\S+)", engine.said)[1]) < 500
+    assert engine.status(re.search(rf"http://127.0.0.1:{engine.port}(/console/sign-in/\S+)", engine.said)[1]) == 200
     assert f"http://127.0.0.1:{engine.port}/dev/outbox" in engine.said
     assert psutil.Process(engine.child("postgres").pid).uids().effective != 0
     # The sample customers' events become accounts, and mail that is kept.
