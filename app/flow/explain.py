@@ -315,7 +315,7 @@ def _begins(trigger: Trigger) -> dict[str, str]:
 def _homes(conn: Connection, contact: str) -> list[str]:
     found = text(
         """select a.external_id from contact c join membership m on m.contact_id = c.id join account a on a.id = m.account_id
-           where c.external_id = :contact order by m.joined_at, a.id limit 50"""
+           where c.external_id = :contact order by m.joined_at, a.external_id limit 50"""
     )
     return list(conn.execute(found, {"contact": contact}).scalars())
 

@@ -89,6 +89,13 @@ SENTENCES: dict[str, str] = {
     "missing_value": "The mail would have a hole: a value it shows was never set and has no default.",
     "bad_template": "The template cannot be rendered.",
     "too_large": "The rendered mail is too large.",
+    "empty_subject": "The subject would be empty.",
+    "wrong_type": "A value in the mail is not of the kind that the template needs.",
+    "bad_link": "A link in the mail would not lead anywhere safe.",
+    "bad_header": "A header of the mail would hold what no header may.",
+    "eai_unsupported": "The address has letters outside ASCII before the @, which the relay does not take.",
+    "render_failed": "The mail could not be rendered.",
+    "relay_unavailable": "The relay cannot be reached; it is tried again.",
     "held_out": "The account is in the holdout, which gets nothing so that the effect can be measured.",
     "shadow": "The campaign runs in shadow: the message is kept instead of sent.",
     # Sending
@@ -146,6 +153,8 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
         return str(evidence["reason"])
     if reason == "branch_taken" and evidence.get("when"):
         return f"Arm {evidence.get('arm')}: {evidence['when']}."
+    if evidence.get("problem"):
+        return f"{evidence['problem']}."
     read = {path: value for path, value in evidence.items() if "." in path}
     if read:
         return "; ".join(f"{path} was {shown(value)}" for path, value in read.items()) + "."

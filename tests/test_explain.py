@@ -1,0 +1,343 @@
+"""Why each message was or was not sent: told from the ledger, recomputed where nothing is stored, in words for every code."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from app import ask
+from app.config import CODE
+from app.errors import NotFound
+from app.flow import deliver, holding
+from app.flow.explain import explain
+from app.flow.publish import book
+from app.queue import Bells
+from app.rules import reasons
+from tests.stories import START, group, identify, post, publish_campaigns, run, track
+
+WELCOME = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: workspace_created, where: event.properties.plan != "free"}
+audience: account.touch != "high"
+recipients: {roles: [admin], pick: first}
+steps:
+  - id: hello
+    email: hello.mjml
+    subject: "Hello {{ contact.first_name | default('you') }}"
+  - id: settle
+    wait: 2d
+  - id: more
+    email: more.mjml
+    subject: "More"
+"""
+MILESTONE = """
+name: After value
+stage: onboarding
+topic: product
+trigger: {milestone: first_value}
+steps:
+  - id: well
+    email: well.mjml
+    subject: "Well done"
+"""
+WINDOW = WELCOME.replace("steps:", 'send_window: {days: sat-sun, hours: "09:00-17:00"}\nsteps:')
+
+
+@pytest.fixture
+def tell(engine, tmp_path):
+    """Publishes campaigns, posts and advances; then explains."""
+
+    class Tell:
+        def campaigns(self, **texts):
+            publish_campaigns(engine, tmp_path / "campaigns", {key.replace("__", "/"): text for key, text in texts.items()})
+
+        def happens(self, *items, at=START, mark=None):
+            post(engine, *items, now=at, mark=mark)
+            run(engine, at)
+
+        def why(self, contact="ada", now=START, **only):
+            with engine.connect() as conn:
+                return explain(conn, book(conn), contact, now=now, **only)
+
+        def only(self, contact="ada", now=START, **wanted):
+            found = self.why(contact, now, **wanted)
+            assert len(found.stories) == 1
+            return found.stories[0]
+
+        def sql(self, statement, **values):
+            with engine.begin() as conn:
+                conn.execute(text(statement), values)
+
+    told = Tell()
+    told.engine = engine
+    return told
+
+
+def acorn(**traits):
+    return group(touch="smb", **traits), identify(email="ada@example.com", first_name="Ada", roles=["admin"])
+
+
+def reasons_of(story):
+    return [line.reason for line in story.entry]
+
+
+def test_a_trigger_that_never_happened(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn())
+    story = tell.only()
+    assert reasons_of(story) == ["never_happened"] and not story.entry[0].stored
+    assert story.summary == "Not entered. What starts the campaign has never happened here. Event: workspace_created."
+
+
+def test_a_trigger_that_happened_but_whose_condition_failed_names_the_value(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="free"))
+    story = tell.only()
+    assert reasons_of(story) == ["where_failed"] and not story.entry[0].stored
+    assert "event.properties.plan was “free”" in story.summary
+    assert story.entry[0].at == START
+
+
+def test_a_milestone_trigger_speaks_of_the_milestone(tell):
+    tell.campaigns(a__value=MILESTONE)
+    tell.happens(*acorn(), track("setup_completed"))
+    story = tell.only()
+    assert reasons_of(story) == ["never_happened"]
+    assert "It starts when the milestone first_value is reached." in story.summary
+
+
+def test_no_to_the_audience_comes_from_the_ledger_with_what_it_saw(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), group(touch="high"), track("workspace_created", plan="team"))
+    story = tell.only()
+    assert reasons_of(story) == ["not_in_audience"] and story.entry[0].stored
+    assert "account.touch was “high”" in story.summary
+    assert story.tone == "bad"
+
+
+def test_what_is_sent_what_waits_and_what_comes_later(tell, settings):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    story = tell.only()
+    assert [(one.step, one.state) for one in story.letters] == [("hello", "due"), ("more", "not_made")]
+    assert story.summary == "Entered: nothing sent, 1 waiting; now at hello."
+    assert deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None)) == 1
+    run(tell.engine, START)
+    story = tell.only()
+    assert [(one.step, one.state, one.subject) for one in story.letters] == [("hello", "sent", "Hello Ada"), ("more", "not_made", "More")]
+    assert story.step == "settle" and story.due_at == START + timedelta(days=2)
+    assert story.letters[1].text == reasons.SENTENCES["not_reached"]
+    assert [line.reason for line in story.way if line.gate == "trigger"] == ["enrolled"]
+
+
+def test_a_closed_window_says_until_when(tell):
+    tell.campaigns(a__welcome=WINDOW)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    letter = tell.only().letters[0]
+    assert letter.state == "due" and letter.at.weekday() == 5
+    assert [line.reason for line in letter.lines if line.verdict == "wait"] == ["window_closed"]
+
+
+def test_the_mail_went_to_somebody_else(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    bob = identify("bob", email="bob@example.com", roles=["user"])
+    cleo = identify("cleo", email="cleo@example.com", roles=["admin"])
+    tell.happens(*acorn(), bob)
+    tell.happens(cleo, track("workspace_created", plan="team"), at=START + timedelta(minutes=1))
+    told = {who: tell.only(who).letters[0] for who in ("ada", "bob", "cleo")}
+    assert told["ada"].state == "due"
+    assert told["bob"].lines[-1].reason == "wrong_role"
+    assert told["bob"].text == "The contact has none of the roles that the campaign writes to. Wanted: admin; has: user."
+    assert told["cleo"].lines[-1].reason == "other_recipient"
+
+
+def test_nobody_reachable(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(group(touch="smb"), identify(roles=["admin"]), track("workspace_created", plan="team"))
+    letter = tell.only().letters[0]
+    assert letter.state in ("waiting", "skipped") and "no_address" in [line.reason for line in letter.lines]
+
+
+def test_a_hold_and_an_opt_out_found_at_sending_are_in_the_ledger(tell, settings):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    with tell.engine.begin() as conn:
+        held = holding.hold(conn, "Open ticket", START, account="acorn")
+    deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None))
+    letter = tell.only().letters[0]
+    assert letter.state == "due" and "Reason of the hold: Open ticket." in [line.text for line in letter.lines if line.gate == "hold"][0]
+    with tell.engine.begin() as conn:
+        holding.release(conn, held, START)
+    tell.sql(
+        "insert into suppression (person, scope, reason, created_at) values ('ada@example.com', 'product', 'unsubscribed', :now)", now=START
+    )
+    later = START + timedelta(hours=1)
+    deliver.run(tell.engine, settings, uuid4(), lambda: later, Bells(None))
+    letter = tell.only().letters[0]
+    assert letter.state == "skipped" and letter.text == reasons.SENTENCES["topic_opted_out"]
+
+
+@pytest.mark.parametrize(("mode", "said"), [("draft", "Its mode was draft."), ("paused", "Its mode was paused."), ("archived", "archived")])
+def test_a_campaign_that_is_not_live(tell, mode, said):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.sql("update campaign set mode = :mode", mode=mode)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    story = tell.only()
+    assert reasons_of(story) == ["campaign_not_live"] and said in story.summary
+
+
+def test_an_event_from_before_publishing(tell):
+    tell.campaigns(a__other=MILESTONE)
+    tell.happens(*acorn(), track("workspace_created", plan="team"), at=START - timedelta(days=1))
+    tell.campaigns(a__other=MILESTONE, a__welcome=WELCOME)
+    assert reasons_of(tell.only(campaign="a/welcome")) == ["before_published"]
+
+
+def test_history_enrolls_nobody_and_says_so(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn())
+    tell.happens(track("workspace_created", plan="team"), mark="backfill", at=START + timedelta(minutes=1))
+    assert reasons_of(tell.only()) == ["backfill"]
+
+
+def test_an_event_still_pending(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn())
+    post(tell.engine, track("workspace_created", plan="team"), now=START + timedelta(minutes=1))
+    assert reasons_of(tell.only()) == ["too_soon_to_say"]
+
+
+def test_a_contact_without_an_account(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(identify(key=None, email="ada@example.com"))
+    found = tell.why()
+    assert found.stories == () and [line.reason for line in found.notes] == ["no_account"]
+
+
+def test_a_contact_of_two_accounts_has_a_story_for_each_and_ambiguous_events_are_noted(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), group("birch", touch="smb"), identify(key="birch", roles=["admin"]))
+    tell.happens(track("workspace_created", key=None, plan="team"), at=START + timedelta(minutes=1))
+    found = tell.why()
+    assert [one.account for one in found.stories] == ["acorn", "birch"]
+    assert "account_ambiguous" in [line.reason for line in found.notes]
+    assert tell.only(account="birch").account == "birch"
+
+
+def test_the_address_finds_every_contact_that_has_it(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), identify("ada2", email="Ada@Example.com", roles=["user"]))
+    assert tell.why("ADA@example.com").contacts == ("ada", "ada2")
+
+
+@pytest.mark.parametrize("wanted", [{"contact": "nobody"}, {"campaign": "no/such"}, {"account": "nothing"}, {"account": "birch"}])
+def test_what_does_not_exist_is_named(tell, wanted):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), group("birch", None, touch="smb"))
+    with pytest.raises(NotFound, match=next(iter(wanted.values()))):
+        tell.why(**wanted)
+
+
+def test_explaining_writes_nothing_and_changes_nothing(tell):
+    tell.campaigns(a__welcome=WELCOME, a__value=MILESTONE)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    with tell.engine.connect() as conn:
+        conn.exec_driver_sql("set transaction read only")
+        first = explain(conn, book(conn), "ada", now=START)
+        assert explain(conn, book(conn), "ada", now=START) == first
+
+
+def test_the_command_prints_it_readably_and_as_json(tell):
+    tell.campaigns(a__welcome=WELCOME, a__value=MILESTONE)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    found = tell.why()
+    words = "\n".join(ask.written(found))
+    assert "Welcome (a/welcome, live) at acorn" in words and "… hello: Hello" in words
+    assert "It starts when the milestone first_value is reached." in " ".join(words.split())
+    assert max(map(len, words.splitlines())) <= 120
+    every = "\n".join(ask.written(found, True))
+    assert "enrolled" in every and len(every) > len(words)
+    plain = found.plain()
+    assert {one["reason"] for one in plain["decisions"]} >= {"enrolled", "queued", "never_happened"}
+    assert json.loads(json.dumps(plain, default=str))["stories"][0]["campaign"] == "a/value"
+
+
+# Every code has a sentence -------------------------------------------------------------------------------------------
+
+
+def test_every_reason_code_in_the_source_has_a_sentence():
+    used = dict(codes())
+    assert {"enrolled", "already_enrolled", "campaign_paused", "missing_value", "worker_died", "topic_opted_out", "exit_when"} <= set(used)
+    missing = {code: where for code, where in used.items() if code not in reasons.SENTENCES}
+    assert not missing
+
+
+def test_every_gate_in_the_source_has_a_name():
+    used = {gate for path in sources() for gate in gates(path)}
+    assert {"trigger", "window", "recipient"} <= used
+    assert used <= set(reasons.GATES)
+
+
+def sources():
+    return [path for folder in ("rules", "flow") for path in (CODE / "app" / folder).rglob("*.py")]
+
+
+# Where a call keeps the reason: by name of what is called, the position of the argument.
+PLACES = {"Decision": 2, "decide": 2, "refuse": 3, "end": 2, "Ending": 1, "RenderSkip": 0, "_ledger": 4, "_outcome": 2, "Line": 2, "line": 1}
+GATE_PLACES = {"Decision": 0, "decide": 0, "refuse": 2, "_ledger": 2, "_outcome": 4, "Line": 0}
+RETURNS = {"unreachable", "reentry", "_why_not"}
+CODE_LIKE = re.compile(r"[a-z]+(_[a-z]+)*")
+
+
+def codes():
+    for path in sources():
+        if path.name == "reasons.py":
+            continue
+        source = path.read_text("utf-8")
+        where = str(path.relative_to(CODE))
+        yield from ((found, where) for found in re.findall(r"reason = '([a-z_]+)'", source) if found not in SUPPRESSIONS)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", None))
+                arguments = [node.args[PLACES[name]]] if name in PLACES and len(node.args) > PLACES[name] else []
+                arguments += [word.value for word in node.keywords if word.arg == "reason" and name in PLACES]
+                yield from ((found, where) for argument in arguments for found in constants(argument))
+            elif isinstance(node, ast.FunctionDef) and node.name in RETURNS:
+                for inner in ast.walk(node):
+                    if isinstance(inner, ast.Return) and inner.value is not None:
+                        value = inner.value
+                        if node.name == "_why_not" and isinstance(value, ast.Tuple):
+                            value = value.elts[1]
+                        elif isinstance(value, ast.Tuple):
+                            value = value.elts[0]
+                        yield from ((found, where) for found in constants(value))
+
+
+SUPPRESSIONS = {"unsubscribed", "bounced", "complained", "manual"}  # reasons of a suppression are facts, not decisions
+
+
+def constants(node):
+    """The strings an expression may be; those inside a comparison are not its value."""
+    if isinstance(node, ast.IfExp):
+        return constants(node.body) + constants(node.orelse)
+    if isinstance(node, ast.BoolOp):
+        return [one for value in node.values for one in constants(value)]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE_LIKE.fullmatch(node.value):
+        return [node.value]
+    return []
+
+
+def gates(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if name in GATE_PLACES and len(node.args) > GATE_PLACES[name]:
+                yield from constants(node.args[GATE_PLACES[name]])
