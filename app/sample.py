@@ -6,6 +6,7 @@ stages, mails in the outbox and health scores. Every name says that it is a samp
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -47,7 +48,7 @@ _CUSTOMERS = (
     _Customer("sample-03", "Sample Café 03", 1.2, (("Zoë", "champion", "Head of shop"), ("Max", "user", "Barista")), setup=0.2, logins=9),
     _Customer("sample-04", "Sample Cycles 04", 2.5, (("Nils", "admin", "Founder"),), setup=1.8, shared=0.3, logins=14, industry="sport"),
     _Customer("sample-05", "Sample Books 05", 9, (("Ada", "admin", "Owner"),), zone="America/New_York", logins=1, silent=6),
-    _Customer("sample-06", "Sample Garden 06", 18, (("Flora", "champion", "Manager"),), setup=15, logins=3, silent=2, industry="garden"),
+    _Customer("sample-06", "Sample Garden 06", 18, (("Flora", "champion", "Manager"),), setup=15, logins=16, industry="garden"),
     _Customer(
         "sample-07",
         "Sample Logistics 07",
@@ -135,7 +136,7 @@ def _items(customer: _Customer, now: datetime) -> Iterator[Item]:
     }
     yield item("group", "group", people[0], traits, joined)
     for key, (first, role, title) in zip(people, customer.people, strict=True):
-        address = f"{key.encode('ascii', 'ignore').decode()}@example.com"
+        address = f"{unicodedata.normalize('NFKD', key).encode('ascii', 'ignore').decode()}@example.com"
         named = {"email": address, "first_name": first, "last_name": "Sample", "roles": [role], "title": title}
         yield item("identify", "identify", key, named | {"timezone": customer.zone, "locale": "en"}, joined + timedelta(seconds=1))
     yield item("track", "workspace_created", people[0], {"plan": customer.plan}, joined + timedelta(seconds=2))

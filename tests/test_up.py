@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import HTTPCookieProcessor, build_opener, urlopen
 
 import psutil
 import psycopg
@@ -169,7 +169,9 @@ def private_home(tmp_path) -> Path:
 def test_a_newcomer_gets_a_running_engine_and_ctrl_c_ends_it(start, private_home):
     engine = start(private_home, "--sample").ready()
     assert engine.answers()
-    assert engine.status(re.search(rf"http://127.0.0.1:{engine.port}(/console/sign-in/\S+)", engine.said)[1]) == 200
+    link = re.search(rf"http://127.0.0.1:{engine.port}/console/sign-in/\S+", engine.said)[0]
+    with build_opener(HTTPCookieProcessor()).open(link, timeout=10) as page:
+        assert (page.status, "sign-in" in page.url) == (200, False)
     assert f"http://127.0.0.1:{engine.port}/dev/outbox" in engine.said
     assert psutil.Process(engine.child("postgres").pid).uids().effective != 0
     # The sample customers' events become accounts, and mail that is kept.
