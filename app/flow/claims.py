@@ -58,10 +58,12 @@ _OPEN = """m.state = 'claimed' and m.claim = r.claim
     )"""
 
 _IN_DOT = f"""
+with durable as materialized (select set_config('synchronous_commit', 'on', true) as commit)
 update message m set state = 'in_dot', dot_at = %(now)s, person = r.person, message_header = coalesce(m.message_header, r.header),
     subject = r.subject, "values" = r.kept, links = r.links
-from jsonb_to_recordset(%(rows)s::jsonb) as r(id uuid, claim uuid, person text, header text, subject text, kept jsonb, links jsonb)
-where m.id = r.id and {_OPEN}
+from durable, jsonb_to_recordset(%(rows)s::jsonb)
+    as r(id uuid, claim uuid, person text, header text, subject text, kept jsonb, links jsonb)
+where durable.commit = 'on' and m.id = r.id and {_OPEN}
 returning m.id"""
 
 _WHY_NOT = """
@@ -124,8 +126,8 @@ def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[
 def commit_dots(conn: Connection, batch: Sequence[Ready], now: datetime) -> tuple[set[UUID], dict[UUID, tuple[str, str, dict]]]:
     """The last look: moves to `in_dot` what is still ours, wanted and enrolled, and returns (those ids, the refused with their reason).
 
-    A reason is (gate, code, evidence). A message in neither was taken from us and is none of our business any more. One statement; the
-    caller commits synchronously before it writes any dot.
+    A reason is (gate, code, evidence). A message in neither was taken from us and is none of our business any more. One statement, which
+    the caller commits before it writes any dot, and whose commit waits for the disk whatever the database's default.
     """
     rows = to_json(
         [
@@ -141,7 +143,6 @@ def commit_dots(conn: Connection, batch: Sequence[Ready], now: datetime) -> tupl
             for one in batch
         ]
     ).decode()
-    conn.exec_driver_sql(_DURABLE)
     allowed = {found for (found,) in conn.exec_driver_sql(_IN_DOT, {"rows": rows, "now": now})}
     if len(allowed) == len(batch):
         return allowed, {}

@@ -15,7 +15,7 @@ from sqlalchemy import Row
 
 from app.errors import SendError
 from app.flow.outcome import Outcome
-from app.flow.prepare import Prepared
+from app.flow.prepare import Facts, Prepared
 from app.providers import Connection, Transport
 from app.rules.delivery import SENT, Ending, Limits, about_the_relay, ending
 
@@ -25,9 +25,9 @@ log = logging.getLogger("nurture.deliver")
 class Couriers:
     """All connections of a run and the letters that wait for one.
 
-    `permitted` is asked between a letter's body and its final dot; `settle` gets what came of each letter; `hungry` is called when more
-    letters would be welcome. `stale` are claims whose gates must be asked again, as they waited too long. `unreachable` is set while the
-    relay takes nothing from anybody; `taken` counts what it took.
+    `make` writes a letter when its turn has come, so that its gates are asked a moment before MAIL FROM; `permitted` is asked between its
+    body and its final dot; `settle` gets what came of it; `hungry` is called when more claims would be welcome. `stale` are claims whose
+    facts have grown old while they waited. `unreachable` is set while the relay takes nothing from anybody; `taken` counts what it took.
     """
 
     def __init__(
@@ -35,22 +35,25 @@ class Couriers:
         transport: Transport,
         limits: Limits,
         clock: Callable[[], datetime],
+        make: Callable[[Facts, Row, datetime], Prepared | Outcome],
         permitted: Callable[[Prepared], Awaitable[bool]],
         settle: Callable[[Sequence[Outcome]], None],
         hungry: Callable[[], None],
     ):
         self.transport, self.limits, self.clock = transport, limits, clock
-        self.permitted, self.settle, self.hungry = permitted, settle, hungry
+        self.make, self.permitted, self.settle, self.hungry = make, permitted, settle, hungry
         self.loop = asyncio.get_running_loop()
-        self.ready: deque[Prepared] = deque()
+        self.ready: deque[tuple[Row, Facts]] = deque()
         self.stale: list[Row] = []
         self.carrying: set[UUID] = set()  # the tokens of the letters in somebody's hands
+        self.handing = 0  # letters on their way to their dot
         self.connected = 0
         self.taken = 0
         self.fruitless = 0  # attempts to use the relay since something last went well
         self.unreachable: SendError | None = None
         self.rate = Rate()
         self._spare: list[Connection] = []
+        self._crowded_until = 0.0
         self._free: deque[asyncio.Future] = deque()
         self._over = asyncio.Event()
         self._tasks = [asyncio.create_task(self._courier()) for _ in range(transport.connections)]
@@ -64,15 +67,15 @@ class Couriers:
         """One per courier; each ends only when the run does, or when our own code is wrong."""
         return self._tasks
 
-    def serve(self, letters: Iterable[Prepared]) -> None:
+    def serve(self, claimed: Iterable[Row], facts: Facts) -> None:
         """More letters to carry."""
-        self.ready.extend(letters)
+        self.ready.extend((row, facts) for row in claimed)
         for _ in range(min(len(self.ready), len(self._free))):
             self._wake_one()
 
     def tokens(self) -> list[UUID]:
         """The tokens of all claims that are waiting or in somebody's hands."""
-        return [*self.carrying, *(one.ready.claimed.claim for one in self.ready), *(row.claim for row in self.stale)]
+        return [*self.carrying, *(row.claim for row, _ in self.ready), *(row.claim for row in self.stale)]
 
     def take_stale(self) -> list[Row]:
         stale, self.stale = self.stale, []
@@ -81,17 +84,16 @@ class Couriers:
     async def reach(self) -> bool:
         """Opens a connection ahead of the letters, to see whether the relay can be reached at all."""
         try:
-            self._spare.append(await self.transport.open())
+            self._spare.append(await self._connect())
         except SendError as error:
             self._is_unreachable(error)
             return False
-        self.connected += 1
         self.unreachable = None
         return True
 
     def give_back(self) -> None:
         """What nobody carries yet is due again."""
-        rows = [*(one.ready.claimed for one in self.ready), *self.stale]
+        rows = [*(row for row, _ in self.ready), *self.stale]
         self.ready.clear()
         self.stale.clear()
         self.settle([self._given_back(row) for row in rows])
@@ -116,32 +118,35 @@ class Couriers:
 
     async def _courier(self) -> None:
         connection: Connection | None = None
-        while (letter := await self._next(connection)) is not None:
-            if letter is _IDLE:
+        while (turn := await self._next(connection)) is not None:
+            if turn is _IDLE:
                 connection = await self._close(connection)
                 continue
-            token = letter.ready.claimed.claim
-            self.carrying.add(token)
+            row, facts = turn
+            self.carrying.add(row.claim)
             try:
-                connection = await self._carry(letter, connection)
+                if connection is None or not connection.usable:
+                    self._drop(connection)
+                    connection = await self._open(row, facts)
+                if connection is not None:
+                    connection = await self._take_turn(row, facts, connection)
             finally:
-                self.carrying.discard(token)
+                self.carrying.discard(row.claim)
                 self.hungry()
-            if connection is _CROWDED:
-                connection = None
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._over.wait(), self.limits.back_off)
         await self._close(connection)
 
-    async def _next(self, connection: Connection | None) -> Prepared | None:
-        """The next letter whose gates were asked a moment ago; None when the run is over."""
+    async def _next(self, connection: Connection | None) -> tuple[Row, Facts] | None:
+        """The next claim; None when the run is over."""
         while not self._over.is_set():
-            while self.ready:
-                letter = self.ready.popleft()
-                if len(self.ready) < self.transport.connections:
+            if connection is None and self._is_crowded():
+                # The relay has just refused another connection: those who have one do the work for a while.
+                self._wake_one()
+                await self._rest(self._crowded_until - self.loop.time())
+                continue
+            if self.ready:
+                if len(self.ready) <= self.transport.connections:
                     self.hungry()
-                if self._is_fresh(letter):
-                    return letter
+                return self.ready.popleft()
             future = self.loop.create_future()
             self._free.append(future)
             alarm = self.loop.call_later(self.limits.idle, _tell, future, _IDLE)
@@ -152,26 +157,23 @@ class Couriers:
                 alarm.cancel()
         return None
 
-    def _is_fresh(self, letter: Prepared) -> bool:
-        if time.monotonic() - letter.judged <= self.limits.fresh:
-            return True
-        self.stale.append(letter.ready.claimed)
-        self.hungry()
-        return False
+    async def _take_turn(self, row: Row, facts: Facts, connection: Connection) -> Connection | None:
+        """Asks the gates, writes the letter, carries it. Returns the connection if it is good for another."""
+        if time.monotonic() - facts.at > self.limits.fresh:
+            self.stale.append(row)
+            return connection
+        made = self.make(facts, row, self.clock())
+        if isinstance(made, Outcome):
+            self.settle([made])
+            return connection
+        return await self._carry(made, connection)
 
     async def _carry(self, letter: Prepared, connection: Connection | None) -> Connection | None:
-        """One letter, to its end. Returns the connection if it is good for another."""
+        """One letter, to its end."""
         phase = "body"
+        self.handing += 1
         try:
             while True:
-                if connection is None or not connection.usable:
-                    self._drop(connection)
-                    connection = None
-                    connection = await self._open(letter)
-                    if connection is None or connection is _CROWDED:
-                        return connection
-                    if not self._is_fresh(letter):
-                        return connection
                 try:
                     await connection.begin(letter.letter)
                     break
@@ -179,7 +181,13 @@ class Couriers:
                     if not (error.code is None and error.phase == "mail" and connection.carried > 1):
                         raise
                     # The relay had ended a connection that was idle. It has nothing of this letter, so a new one takes it.
-            if not await self.permitted(letter):
+                    self._drop(connection)
+                    connection = None
+                    connection = await self._connect()
+            permitted = await self.permitted(letter)
+            self.handing -= 1
+            phase = "permitted"
+            if not permitted:
                 self._drop(connection)
                 return None
             phase = "dot"
@@ -200,28 +208,45 @@ class Couriers:
             self._drop(connection)
             what = "unknown" if phase == "dot" else "temp"
             return self._failed(letter, None, SendError(what, phase, f"{type(error).__name__}: {error}"[:300]))
+        finally:
+            if phase == "body":
+                self.handing -= 1
         self.taken += 1
         self._went_on()
         self.settle([Outcome(letter.ready.claimed, SENT, self.clock(), reply=reply)])
         return connection
 
-    async def _open(self, letter: Prepared) -> Connection | None:
-        """A new connection. If there is none to be had the letter goes back: to the others, if they have one."""
+    async def _open(self, row: Row, facts: Facts) -> Connection | None:
+        """A connection. If there is none to be had the claim goes back: to the others, if they have one."""
         if self._spare:
             return self._spare.pop()
         try:
-            connection = await self.transport.open()
+            return await self._connect()
         except SendError as error:
-            self.ready.appendleft(letter)
+            self.ready.appendleft((row, facts))
             if self.connected:
                 log.info("the relay wants no more than %d connections: %s", self.connected, error)
-                self._wake_one()
-                return _CROWDED
-            self._is_unreachable(error)
-            self.give_back()
+                self._crowded_until = self.loop.time() + self.limits.back_off
+            else:
+                self._is_unreachable(error)
+                self.give_back()
             return None
+        except asyncio.CancelledError:
+            self.settle([self._given_back(row)])
+            raise
+
+    async def _connect(self) -> Connection:
+        connection = await self.transport.open()
         self.connected += 1
         return connection
+
+    def _is_crowded(self) -> bool:
+        return self.connected > 0 and not self._spare and self.loop.time() < self._crowded_until
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
 
     def _failed(self, letter: Prepared, connection: Connection | None, error: SendError) -> Connection | None:
         row, now = letter.ready.claimed, self.clock()
@@ -269,7 +294,8 @@ class Couriers:
 
     def _wake_one(self) -> None:
         while self._free:
-            future = self._free.popleft()
+            # Whoever was busy last: a quiet time then needs no more connections than it uses.
+            future = self._free.pop()
             if not future.done():
                 future.set_result(None)
                 return
@@ -297,9 +323,8 @@ class Rate:
         return max(min(int(self._last / 4), most), least)
 
 
-# What stands in the place of a letter or a connection: nothing came for long; the relay wants no more connections.
+# What stands in the place of a claim when none came for long.
 _IDLE = object()
-_CROWDED = object()
 
 
 def _tell(future: asyncio.Future, what: object) -> None:

@@ -1,10 +1,11 @@
 """Sending what is due: one asyncio loop with many connections, one statement for all that are ready (DESIGN.md 8).
 
-    claim ─▶ prepare ─▶ MAIL RCPT DATA body ─▶ in_dot ─▶ the final dot ─▶ settle
-    in bulk   in bulk    per courier            in bulk   per courier      in bulk
+    claim, facts ─▶ gates, render, MAIL RCPT DATA body ─▶ in_dot ─▶ the final dot ─▶ settle
+    in bulk         per courier                           in bulk   per courier      in bulk
 
-The feeder claims and prepares ahead of the couriers, the gatekeeper commits `in_dot` for all who have handed over a body, the bookkeeper
-settles what came of it. Whatever talks to the database runs in a thread, so that no connection waits for a statement it did not ask for.
+The feeder claims ahead of the couriers and reads what the gates need to know, the gatekeeper commits `in_dot` for all who have handed over
+a body, the bookkeeper settles what came of it. Whatever talks to the database runs in a thread, so that no connection waits for a
+statement it did not ask for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from app.flow.couriers import Couriers
 from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper
 from app.flow.links import Links, load_keyring
 from app.flow.outcome import Outcome
-from app.flow.prepare import Prepared, Preparer
+from app.flow.prepare import Facts, Preparer
 from app.models import installation
 from app.providers import Transport
 from app.providers.outbox import OutboxTransport
@@ -107,9 +108,11 @@ class _Run:
     async def _deliver(self) -> int:
         self.hungry = asyncio.Event()
         self.books = Bookkeeper(self.engine, self.clock, self.bells, self.partitions, self.threads, self.limits, self.hungry.set)
-        gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle)
-        keepers = [asyncio.create_task(self.books.run()), asyncio.create_task(gate.run())]
-        self.couriers = Couriers(self.transport, self.limits, self.clock, gate.permitted, self.books.settle, self.hungry.set)
+        gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle, max(1, self.transport.connections // 2))
+        self.couriers = Couriers(
+            self.transport, self.limits, self.clock, self.preparer.make, gate.permitted, self.books.settle, self.hungry.set
+        )
+        keepers = [asyncio.create_task(self.books.run()), asyncio.create_task(gate.run(lambda: self.couriers.handing))]
         try:
             await self._while_all_work(asyncio.create_task(self._feed()), keepers)
         finally:
@@ -118,6 +121,7 @@ class _Run:
             self.books.finish(self.limits.farewell if self.stopping() else None)
             await keepers[0]
             keepers[1].cancel()
+            await asyncio.gather(keepers[1], return_exceptions=True)
             with contextlib.suppress(*AWAY):
                 await self._in_thread(self._stop)
         _preparers[self.engine] = self.preparer
@@ -151,19 +155,24 @@ class _Run:
                 if doubt:
                     await self._in_thread(self._forget, couriers.tokens())
                     doubt = False
-                letters, outcomes = await self._in_thread(self._fetch, couriers.take_stale(), size)
+                claimed, facts = await self._in_thread(self._fetch, couriers.take_stale(), size)
             except AWAY as error:
                 log.warning("the database is away: %s", error.orig)
                 doubt = True
                 await self._pause(0.2)
                 continue
-            self.books.settle(outcomes)
-            couriers.serve(letters)
-            if not letters and not outcomes:
-                if not couriers.busy and not self.books.busy:
+            if claimed:
+                couriers.serve(claimed, facts)
+            else:
+                if not self._is_busy():
                     return
                 # Whoever still carries a letter may do so for minutes; new mail falls due meanwhile.
-                await self._pause(self.limits.poll, self.hungry)
+                look = self.loop.time() + self.limits.poll
+                while self._is_busy() and (left := look - self.loop.time()) > 0 and not self.stopping():
+                    await self._pause(left, self.hungry)
+
+    def _is_busy(self) -> bool:
+        return self.couriers.busy or self.books.busy
 
     async def _reach(self) -> bool:
         """A relay that cannot be reached costs one attempt now and then, and nothing is claimed for it."""
@@ -172,8 +181,8 @@ class _Run:
             await self._pause(patience[min(self.couriers.fruitless, len(patience)) - 1])
         return await self.couriers.reach()
 
-    def _fetch(self, stale: list[Row], size: int) -> tuple[list[Prepared], list[Outcome]]:
-        """In a thread: claims more messages and prepares them, together with the claims that waited too long."""
+    def _fetch(self, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
+        """In a thread: claims more messages and reads what is known of them, and of the claims that waited too long."""
         claimed = stale
         try:
             if len(stale) < size:
@@ -181,9 +190,9 @@ class _Run:
                     if claims.any_due(conn, self.clock()):
                         claimed = stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
             if not claimed:
-                return [], []
+                return [], None
             with self.engine.connect() as conn:
-                return self.preparer.prepare(conn, claimed, self.clock())
+                return claimed, self.preparer.gather(conn, claimed, self.clock())
         except BaseException:
             # Nothing of these has touched the wire.
             given_back = [Outcome(row, Ending("due", None), self.clock()) for row in claimed]

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.flow import claims, outcome
@@ -20,6 +21,7 @@ from app.rules.delivery import Ending, Limits
 
 AWAY = (OperationalError, InterfaceError)  # what SQLAlchemy raises when the database went away, or had to refuse for now
 
+T = TypeVar("T")
 log = logging.getLogger("nurture.deliver")
 
 
@@ -120,10 +122,14 @@ class Bookkeeper:
 
 
 class Gatekeeper:
-    """Answers whether a final dot may be written, for all who ask at the same time by one statement."""
+    """Answers whether a final dot may be written, for all who ask at the same time by one statement.
 
-    def __init__(self, engine: Engine, clock: Callable[[], datetime], threads: Executor, limits: Limits, settle: Callable):
-        self.engine, self.clock, self.threads, self.limits, self.settle = engine, clock, threads, limits, settle
+    `enough` is how many make a statement worth while: fewer wait a moment for company, if there is any on its way.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime], threads: Executor, limits: Limits, settle: Callable, enough: int):
+        self.clock, self.threads, self.limits, self.settle, self.enough = clock, threads, limits, settle, enough
+        self._database = _Held(engine)
         self._asking: list[tuple[Prepared, asyncio.Future]] = []
         self._bell = asyncio.Event()
 
@@ -134,16 +140,23 @@ class Gatekeeper:
         self._bell.set()
         return await future
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            await self._bell.wait()
-            self._bell.clear()
-            asking, self._asking = self._asking, []
-            allowed = await self._decide([prepared for prepared, _ in asking])
-            for prepared, future in asking:
-                if not future.done():
-                    future.set_result(prepared.letter.message_id in allowed)
+    async def run(self, coming: Callable[[], int]) -> None:
+        """Until cancelled. `coming` says how many letters are on their way to their dot, those who ask already among them."""
+        try:
+            while True:
+                await self._bell.wait()
+                self._bell.clear()
+                if len(self._asking) < min(coming(), self.enough):
+                    await asyncio.sleep(self.limits.company)
+                asking, self._asking = self._asking, []
+                if not asking:
+                    continue
+                allowed = await self._decide([prepared for prepared, _ in asking])
+                for prepared, future in asking:
+                    if not future.done():
+                        future.set_result(prepared.letter.message_id in allowed)
+        finally:
+            self._database.close()
 
     async def _decide(self, asking: Sequence[Prepared]) -> set[UUID]:
         loop = asyncio.get_running_loop()
@@ -168,5 +181,27 @@ class Gatekeeper:
         return allowed
 
     def _commit(self, batch: Sequence[claims.Ready]) -> tuple[set[UUID], dict]:
-        with self.engine.begin() as conn:
-            return claims.commit_dots(conn, batch, self.clock())
+        return self._database.do(lambda conn: claims.commit_dots(conn, batch, self.clock()))
+
+
+class _Held:
+    """One connection kept for one small transaction after another, each a single statement: it saves the pool's and the transaction's
+    round trips. After any error the next use opens a new one."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._conn: Connection | None = None
+
+    def do(self, work: Callable[[Connection], T]) -> T:
+        if self._conn is None:
+            self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            return work(self._conn)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._conn is not None:
+            conn, self._conn = self._conn, None
+            conn.close()

@@ -34,48 +34,44 @@ LOOK_AGAIN = timedelta(minutes=15)
 log = logging.getLogger("nurture.deliver")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A letter whose gates were open at `judged`, a reading of the monotonic clock in seconds."""
+    """A letter that may go as far as its gates say."""
 
     ready: Ready
     letter: Letter
-    judged: float
 
 
 class Preparer:
-    """Makes letters of claims. Keeps compiled templates; belongs to one thread at a time."""
+    """Makes letters of claims: `gather` reads what is known of many by a few statements, `make` decides and writes one.
+
+    Keeps compiled templates. Each method belongs to one thread at a time.
+    """
 
     def __init__(self, links: Links):
         self.links = links
         self.composer = Composer()
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
 
-    def prepare(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> tuple[list[Prepared], list[Outcome]]:
-        """The letters that may go now, in the order given, and the outcomes of all the others.
-
-        A message that makes the code raise is tried again later like one that the relay deferred, and never stops the others
-        (invariant 12). Raises NotFound when nothing is published, and what the database raises.
-        """
-        judged = time.monotonic()
+    def gather(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> Facts:
+        """What the gates and the templates need to know of these messages. Raises NotFound when nothing is published."""
         book = publish.book(conn)
         self._load_templates(conn, {row.version_id for row in claimed})
-        facts = _Facts(conn, book, claimed, self._metrics(book, claimed), now)
-        letters, outcomes = [], []
-        for row in claimed:
-            try:
-                made = self._one(book, facts, row, now)
-            except Exception as error:
-                log.exception("message %s could not be prepared", row.id)
-                again = retry_at(row.id, 1, now)
-                made = _outcome(row, "due", "render_failed", now, "render", {"problem": f"{type(error).__name__}: {error}"[:300]}, again)
-            if isinstance(made, Outcome):
-                outcomes.append(made)
-            else:
-                letters.append(Prepared(*made, judged))
-        return letters, outcomes
+        return Facts(conn, book, claimed, self._metrics(book, claimed), now)
 
-    def _one(self, book: Book, facts: _Facts, row: Row, now: datetime) -> tuple[Ready, Letter] | Outcome:
+    def make(self, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
+        """The letter, if it may go now by what was known when `facts` were read; else the outcome with its reason. No I/O.
+
+        A message that makes the code raise is tried again later like one that the relay deferred (invariant 12).
+        """
+        try:
+            return self._one(facts.book, facts, row, now)
+        except Exception as error:
+            log.exception("message %s could not be prepared", row.id)
+            again = retry_at(row.id, 1, now)
+            return _outcome(row, "due", "render_failed", now, "render", {"problem": f"{type(error).__name__}: {error}"[:300]}, again)
+
+    def _one(self, book: Book, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
         if row.expires_at <= now:
             return _outcome(row, "skipped", "expired", now, "send", {"expires_at": row.expires_at.isoformat()})
         account = facts.accounts.get(row.account_id)
@@ -101,7 +97,7 @@ class Preparer:
     def _letter(
         self,
         book: Book,
-        facts: _Facts,
+        facts: Facts,
         row: Row,
         account: Account,
         enrollment: Enrollment,
@@ -109,19 +105,20 @@ class Preparer:
         node: Node,
         contact: Contact,
         now: datetime,
-    ) -> tuple[Ready, Letter]:
+    ) -> Prepared:
         compiled, key = self._template(row, contact.locale)
         lifecycle, links, message_id = book.lifecycle, self.links, row.id
         sender = lifecycle.senders.get(version.campaign.sender) or lifecycle.senders["default"]
         scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
         kept = values(scope, compiled.reads, book.schema)
         transactional = row.topic == TRANSACTIONAL
+        unsubscribe = links.unsubscribe(message_id)
         mail = self.composer.render(
             key,
             compiled,
             kept,
             Addresses(
-                unsubscribe=links.unsubscribe(message_id),
+                unsubscribe=unsubscribe,
                 preferences=links.preferences(message_id),
                 view=links.view(message_id),
                 pixel=None if (contact.person, "open_tracking") in facts.refused else links.open(message_id),
@@ -142,14 +139,14 @@ class Preparer:
             to=(" ".join(name for name in (contact.first_name, contact.last_name) if name), contact.address),
             message_header=header,
             date=now,
-            unsubscribe_url=None if transactional else links.unsubscribe(message_id),
+            unsubscribe_url=None if transactional else unsubscribe,
             list_id=f"{topic.name if topic else row.topic} <{row.topic.replace('_', '-')}.{domain}>",
             feedback_id=f"{version.key.replace('/', '.')}:{version.number}:{row.kind}:{domain.replace('.', '-')}",
             message_id=message_id,
             transactional=transactional,
         )
         letter = Letter(message_id, address, mime.address(contact.address, "To"), data)
-        return Ready(row, contact.person, header, mail.subject, kept, mail.links), letter
+        return Prepared(Ready(row, contact.person, header, mail.subject, kept, mail.links), letter)
 
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
         """The step's template in the contact's language, or in the default one."""
@@ -187,10 +184,11 @@ class Preparer:
         return found & book.schema.metrics
 
 
-class _Facts:
-    """What is known of everybody in a batch: a few queries, whatever its size."""
+class Facts:
+    """What was known of everybody in a batch at `at`, a reading of the monotonic clock in seconds."""
 
     def __init__(self, conn: Connection, book: Book, claimed: Sequence[Row], metrics: Iterable[str], now: datetime):
+        self.book, self.at = book, time.monotonic()
         found = states.load(conn, ids={row.account_id for row in claimed}, acting=True, metrics=metrics, now=now)
         self.brand: Mapping[str, str] = book.lifecycle.brand.model_dump()
         self.accounts = {account.id: account for account in found.values()}

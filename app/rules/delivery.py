@@ -47,7 +47,8 @@ class Limits:
     connections: int = 16
     batch: int = 200  # claimed at once, at most
     fresh: float = 0.8  # how old the gates' yes may be at MAIL FROM
-    gather: float = 0.02  # how long results wait for company
+    company: float = 0.002  # how long those at their dot wait for others, to be committed together
+    gather: float = 0.05  # how long results do
     poll: float = 0.25  # how often to look for new mail while connections still hang in their dots
     idle: float = 60.0  # an unused connection is closed then (S-14)
     patience: tuple[float, ...] = (1, 2, 5, 10, 20, 30, 60)  # between attempts to reach a relay that cannot be reached
