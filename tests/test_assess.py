@@ -183,7 +183,7 @@ def test_an_answer_is_assessed_at_once_and_fades(engine, bells, cast):
     with engine.begin() as conn:
         answer(conn, find_message(conn, letter), 0, None, NOW, closes_after=timedelta(days=30), partitions=64)
     assert assess_due(engine, lambda: NOW, bells) == 1
-    assert scores(engine)[1]["score"] == pytest.approx(40 * 100 / 80)
+    assert scores(engine)[1]["score"] == pytest.approx(40 * 100 / 90)
     assess(engine, bells, NOW + timedelta(days=10))
     weights = [next(one["weight"] for one in row["contributions"] if one["measure"] == "nps") for row in scores(engine)[1:]]
     assert weights[0] > weights[1] > 0

@@ -110,7 +110,7 @@ def test_the_weight_of_an_answer_halves_with_its_half_life():
     fresh = score(aging, {"use": [Sample(10)], "nps": [Sample(0, 0)]})
     old = score(aging, {"use": [Sample(10)], "nps": [Sample(0, 180)]})
     assert fresh.score == 50
-    assert old.score == pytest.approx(100 * 2 / 3) and old.coverage == 0.75
+    assert old.score == pytest.approx(100 * 2 / 3) and old.coverage == 1
     assert score(aging, {"use": [Sample(10)], "nps": [Sample(0, 36_000_000)]}).score == pytest.approx(100)
 
 

@@ -1,8 +1,9 @@
 """The health score: what is known of an account, weighed by the model of `lifecycle.yaml`. Pure.
 
-A measure maps its metric to 0–100 between a worst and a best value. A measure without data is left out and the weights of the others
-are brought back to a whole; the share of the weight that had data is the coverage, and under the model's minimum coverage there is no
-score. Every score is the sum of its contributions, so a change between two scores is explained exactly (DESIGN.md 10, invariant 11).
+A measure maps its metric to 0–100 between a worst and a best value. A measure without data is left out, and the others of its group carry
+the group's weight; a group without any data is left out, and the others' weights are brought back to a whole. The weight of the groups
+that had data is the coverage, and under the model's minimum coverage there is no score. Data that ages (`half_life`) loses weight against
+the rest, not coverage. Every score is the sum of its contributions, so a change between two scores is explained exactly (DESIGN.md 10, invariant 11).
 """
 
 from __future__ import annotations
@@ -70,25 +71,25 @@ def score(model: HealthModel, known: Mapping[str, Sequence[Sample]]) -> Score:
     The order of groups, measures and samples changes nothing beyond rounding. Values that are not finite are refused (ValueError).
     """
     total = fsum(group.weight for group in model.groups)
-    weighed = []
-    missing = []
+    weighed, missing, covered = [], [], []
     for group in model.groups:
-        share = group.weight / total / fsum(measure.weight for measure in group.measures)
-        for measure in group.measures:
-            samples = known.get(measure.metric)
-            if not samples:
-                missing.append(measure.name)
-                continue
+        there = [(measure, samples) for measure in group.measures if (samples := known.get(measure.metric))]
+        missing += [measure.name for measure in group.measures if not known.get(measure.metric)]
+        if not there:
+            continue
+        covered.append(group.weight / total)
+        share = group.weight / total / fsum(measure.weight for measure, _ in there)
+        for measure, samples in there:
             value, freshness = _value(measure, samples)
             weighed.append((group.name, measure, value, _points(measure, value), share * measure.weight * freshness))
-    covered = fsum(weight for *_, weight in weighed)
-    coverage = min(1.0, covered)
+    coverage = min(1.0, fsum(covered))
     # Rounding may put a coverage that is exactly the minimum a hair under it.
-    if covered <= 0 or coverage + 1e-9 < model.minimum_coverage:
+    if not weighed or coverage + 1e-9 < model.minimum_coverage:
         return Score(None, coverage, (), tuple(missing))
+    whole = fsum(weight for *_, weight in weighed)
     contributions = tuple(
         Contribution(
-            group, measure.name, measure.label or measure.name, measure.metric, value, points, weight / covered, points * weight / covered
+            group, measure.name, measure.label or measure.name, measure.metric, value, points, weight / whole, points * weight / whole
         )
         for group, measure, value, points, weight in weighed
     )

@@ -1,0 +1,231 @@
+"""The whole way with real processes: events through the unmodified client libraries, a real SMTP server, the link taken from the mail
+that arrived, the answer posted, the health read back from the reading API."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from html.parser import HTMLParser
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import psycopg
+import pytest
+import redis
+from aiosmtpd.controller import Controller
+
+from tests.processes import eventually
+from tests.test_clients import posting
+from tests.test_up import Engine, command, environment, free_port
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+
+
+class Inbox:
+    """What a real SMTP server received."""
+
+    def __init__(self):
+        self.mails: list[EmailMessage] = []
+        self.lock = threading.Lock()
+
+    async def handle_DATA(self, server, session, envelope):
+        mail = message_from_bytes(envelope.content, policy=policy.default)
+        assert [mail["To"].addresses[0].addr_spec] == envelope.rcpt_tos
+        with self.lock:
+            self.mails.append(mail)
+        return "250 2.0.0 accepted"
+
+    def of(self, campaign: str, to: str) -> list[EmailMessage]:
+        with self.lock:
+            return [mail for mail in self.mails if mail["Feedback-ID"].startswith(campaign) and to in mail["To"]]
+
+
+class Forms(HTMLParser):
+    """The first form's action and hidden fields."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.action, self.fields = None, {}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "form" and self.action is None:
+            self.action = given.get("action")
+        if tag == "input" and given.get("type") == "hidden":
+            self.fields[given["name"]] = given.get("value", "")
+
+
+@pytest.fixture
+def inbox():
+    handler = Inbox()
+    port = free_port()
+    controller = Controller(handler, hostname="127.0.0.1", port=port)
+    controller.start()
+    handler.url = f"smtp://127.0.0.1:{port}"
+    yield handler
+    controller.stop()
+
+
+@pytest.fixture
+def engine_up(tmp_path, inbox):
+    engine = Engine(tmp_path / "a home", SMTP_URL=inbox.url).ready()
+    yield engine
+    engine.close()
+
+
+def key_of(engine: Engine, scope: str) -> str:
+    what = command("keys", "create", f"test-{scope}", "--scope", scope, "--json", "--home", engine.home)
+    done = subprocess.run(what, env=environment({}), capture_output=True, text=True, timeout=30, check=True)
+    return json.loads(done.stdout)["key"]
+
+
+def ask(engine: Engine, path: str, key: str):
+    with urlopen(Request(f"http://127.0.0.1:{engine.port}{path}", headers={"Authorization": f"Bearer {key}"}), timeout=10) as answer:
+        return json.load(answer)
+
+
+def fetch(url: str, data: dict | None = None) -> tuple[int, str]:
+    headers = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Accept-Language": "en"}
+    body = urlencode(data).encode() if data is not None else None
+    try:
+        with urlopen(Request(url, body, headers), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def html(mail: EmailMessage) -> str:
+    return mail.get_body(("html",)).get_content()
+
+
+def test_from_the_first_event_to_the_health_that_an_answer_changed(engine_up, inbox):
+    write, read = key_of(engine_up, "write"), key_of(engine_up, "read")
+    with posting("segment", engine_up.port, write) as client:
+        client.group("ada", "acorn", {"name": "Acorn GmbH", "touch": "smb", "seats": 10})
+        client.identify("ada", {"email": "ada@acorn.example", "first_name": "Ada", "roles": ["admin"]}, context={"groupId": "acorn"})
+        client.track("ada", "workspace_created", {"plan": "pro"}, context={"groupId": "acorn"})
+    [welcome] = eventually(lambda: inbox.of("onboarding.first-value", "ada@acorn.example"), 20)
+    assert "Ada" in welcome["Subject"]
+    assert welcome["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    assert welcome["List-Unsubscribe"].startswith(f"<http://127.0.0.1:{engine_up.port}/u/")
+    assert welcome.get_body(("plain",)).get_content().strip()
+
+    # The milestone ends onboarding, and the survey follows; it comes through the other client library.
+    with posting("rudderstack", engine_up.port, write) as client:
+        client.track("ada", "report_shared", {}, context={"groupId": "acorn"})
+    eventually(lambda: ask(engine_up, "/api/v1/accounts/acorn", read)["stage"] == "adoption", 20)
+    before = eventually(lambda: ask(engine_up, "/api/v1/accounts/acorn", read)["health"], 20)
+    finish_waiting(engine_up, "onboarding/onboarding-survey")
+    [asked] = eventually(lambda: inbox.of("onboarding.onboarding-survey", "ada@acorn.example"), 20)
+    [link] = re.findall(r'href="(http://127\.0\.0\.1:\d+/s/[\w-]+/9)"', html(asked))
+
+    status, page = fetch(link)
+    assert status == 200
+    assert responses(engine_up, read) == [], "a GET answers nothing"
+    form = Forms(page)
+    status, page = fetch(
+        f"http://127.0.0.1:{engine_up.port}{form.action}" if form.action else link, form.fields | {"score": "9", "comment": "Quick!"}
+    )
+    assert status == 200, page
+    [answer] = eventually(lambda: responses(engine_up, read), 10)
+    assert (answer["score"], answer["comment"]) == (9, "Quick!")
+
+    def with_the_answer():
+        health = ask(engine_up, "/api/v1/accounts/acorn", read)["health"]
+        return health if any(one["measure"] == "nps" for one in health["contributions"]) else None
+
+    health = eventually(with_the_answer, 20)
+    assert health["score"] is not None and health["score"] != before["score"]
+    assert sum(one["contribution"] for one in health["contributions"]) == pytest.approx(health["score"], abs=1e-9)
+    explained = subprocess.run(
+        command("explain", "ada", "--home", engine_up.home), env=environment({}), capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+    assert "first-value" in explained and "onboarding-survey" in explained
+
+
+def test_unsubscribing_by_one_click_holds_for_what_comes_after(engine_up, inbox):
+    write = key_of(engine_up, "write")
+    with posting("segment", engine_up.port, write) as client:
+        client.identify("bo", {"email": "bo@bolt.example", "roles": "admin"}, context={"groupId": "bolt"})
+        client.track("bo", "workspace_created", context={"groupId": "bolt"})
+    [welcome] = eventually(lambda: inbox.of("onboarding.first-value", "bo@bolt.example"), 20)
+    url = welcome["List-Unsubscribe"].strip("<>")
+    for _ in range(2):
+        status, _ = fetch(url, {"List-Unsubscribe": "One-Click"})
+        assert status == 200
+    with posting("segment", engine_up.port, write) as client:
+        client.track("bo", "report_shared", context={"groupId": "bolt"})
+        client.track("bo", "feature_used", {"feature": "reports"}, context={"groupId": "bolt"})
+    key = key_of(engine_up, "read")
+    reasons = eventually(lambda: [one for one in decisions(engine_up, "bo", key) if one["reason"] == "topic_opted_out"], 20)
+    assert reasons[0]["gate"] in ("recipient", "suppression")
+    assert len([mail for mail in inbox.mails if "bo@bolt.example" in mail["To"]]) == 1
+
+
+def test_an_emptied_redis_in_the_middle_loses_nothing_and_doubles_nothing(engine_up, inbox):
+    write = key_of(engine_up, "write")
+    urls = json.loads((engine_up.home / "urls.json").read_text())
+    doorbells = redis.from_url(urls["redis_url"])
+    people = [f"p{number}" for number in range(60)]
+    for start in range(0, 60, 10):
+        with posting("segment", engine_up.port, write) as client:
+            for person in people[start : start + 10]:
+                client.identify(person, {"email": f"{person}@flush.example", "roles": "admin"}, context={"groupId": f"a-{person}"})
+                client.track(person, "workspace_created", context={"groupId": f"a-{person}"}, message_id=f"created-{person}")
+        doorbells.flushall()
+    doorbells.close()
+    eventually(lambda: len(inbox.mails) >= 60, 40)
+    eventually(lambda: unsettled(urls["database_url"]) == 0, 20)
+    assert sorted(mail["To"] for mail in inbox.mails) == sorted(f"{person}@flush.example" for person in people)
+
+
+def unsettled(database: str) -> int:
+    with psycopg.connect(database.replace("postgresql+psycopg://", "postgresql://")) as conn:
+        sql = "select (select count(*) from event_pending) + (select count(*) from message where state in ('due', 'claimed', 'in_dot'))"
+        return conn.execute(sql).fetchone()[0]
+
+
+def finish_waiting(engine: Engine, campaign: str) -> None:
+    """Time passes: what this campaign's enrollments wait for is due now. (Waits are data: a due time in a row.)"""
+    urls = json.loads((engine.home / "urls.json").read_text())
+    sql = "update enrollment e set due_at = now() from campaign c where c.id = e.campaign_id and c.key = %s and e.due_at is not null"
+    with psycopg.connect(urls["database_url"].replace("postgresql+psycopg://", "postgresql://"), autocommit=True) as conn:
+        eventually(
+            lambda: conn.execute(
+                "select 1 from enrollment e join campaign c on c.id = e.campaign_id where c.key = %s", [campaign]
+            ).fetchone(),
+            20,
+        )
+        conn.execute(sql, [campaign])
+
+
+def responses(engine: Engine, key: str) -> list[dict]:
+    return listed(ask(engine, "/api/v1/surveys", key))
+
+
+def decisions(engine: Engine, contact: str, key: str) -> list[dict]:
+    found: list[dict] = []
+
+    def gather(value):
+        if isinstance(value, dict):
+            if "gate" in value and "reason" in value:
+                found.append(value)
+            for inner in value.values():
+                gather(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                gather(inner)
+
+    gather(ask(engine, f"/api/v1/contacts/{contact}/explain", key))
+    return found
+
+
+def listed(answer) -> list[dict]:
+    return answer if isinstance(answer, list) else next(value for value in answer.values() if isinstance(value, list))
