@@ -40,6 +40,14 @@ def home(tmp_path):
     return home
 
 
+@pytest.fixture(autouse=True)
+def no_litter(tmp_path):
+    """A killed parent leaves its socket folders to the next start on that home; here there may be none."""
+    yield
+    for kept in tmp_path.rglob(".*.sockets"):
+        shutil.rmtree(kept.read_text(), ignore_errors=True)
+
+
 @pytest.fixture
 def postgres(home):
     server = embedded.Postgres(home)
