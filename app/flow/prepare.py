@@ -90,6 +90,10 @@ class Preparer:
             made = self._letter(book, facts, row, account, enrollment, version, node, contact, now)
         except RenderSkip as skip:
             return _outcome(row, "skipped", skip.reason, now, "render", skip.evidence)
+        if enrollment.shadow:
+            return _outcome(row, "shadow", "shadow", now, "campaign")
+        if enrollment.held_out:
+            return _outcome(row, "ghosted", "held_out", now, "holdout")
         if row.kind == "survey":
             facts.surveyed[contact.person] = now
         return made
@@ -209,7 +213,7 @@ select person, purpose from (
 ) latest where not granted"""
 _SURVEYED = """
 select c.person, max(coalesce(m.settled_at, m.dot_at)) from contact c join message m on m.contact_id = c.id
-where c.person = any(%(persons)s) and m.kind = 'survey' and m.state in ('in_dot', 'sent', 'unknown') and m.id <> all(%(these)s)
+where c.person = any(%(persons)s) and m.kind = 'survey' and m.state in ('in_dot', 'sent', 'unknown', 'ghosted') and m.id <> all(%(these)s)
 group by c.person"""
 
 
