@@ -90,9 +90,11 @@ def is_loopback(host: str) -> bool:
 def _make_home(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = home / ".writable"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        probe = home / f".writable.{os.getpid()}"  # processes of one home start together
+        try:
+            probe.write_bytes(b"x" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise SettingError("NURTURE_HOME", f"cannot write to {home}: {error.strerror}. Free space or choose another folder.") from error
 

@@ -102,3 +102,9 @@ def test_reading_a_wrong_folder_raises_with_all_problems(tmp_path):
     with pytest.raises(DefinitionError) as caught:
         read(root)
     assert {problem.file for problem in caught.value.problems} == {"onboarding/x/campaign.yaml", "onboarding/y/campaign.yaml"}
+
+
+@pytest.mark.parametrize("survey", ["{score: [9]}", "{score: 3}", "{score: [6, 0]}", "{score: [0, 11]}", "{type: nsp}", "{scroe: [0, 6]}"])
+def test_a_survey_trigger_that_could_not_run_is_refused(tmp_path, survey):
+    found = problems(tmp_path, GOOD.replace("{event: signed_up}", f"{{survey: {survey}}}"))
+    assert len(found) == 1 and found[0].startswith("campaign.yaml:5:") and "trigger.survey" in found[0]

@@ -162,6 +162,20 @@ class Lifecycle(Strict):
 # campaign.yaml -------------------------------------------------------------------------------------------------------
 
 
+class SurveyTrigger(Strict):
+    """An answer of that kind with a score in that range, both ends included."""
+
+    type: Literal["nps", "csat", "ces"] = "nps"
+    score: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _in_scale(self) -> SurveyTrigger:
+        low, high = SCALES[self.type]
+        if self.score and not low <= self.score[0] <= self.score[1] <= high:
+            raise ValueError(f"score is a range within {low} and {high}, such as [{low}, {high - 1}]")
+        return self
+
+
 class Trigger(Strict):
     """What starts an enrollment. Exactly one kind; all are sugar for an event name and a test of its properties."""
 
@@ -171,7 +185,7 @@ class Trigger(Strict):
     milestone_overdue: Name | None = None
     stage: Name | None = None
     health: Literal["green", "yellow", "red"] | None = None
-    survey: dict[str, Any] | None = None
+    survey: SurveyTrigger | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Trigger:
@@ -607,11 +621,11 @@ def _trigger(trigger: Trigger) -> tuple[str, str | None]:
         return "nurture.stage_entered", f'event.properties.stage == "{trigger.stage}"'
     if trigger.health:
         return "nurture.health_changed", f'event.properties.band == "{trigger.health}" and event.properties.band_changed == true'
-    low, high = (trigger.survey or {}).get("score", [0, 10])
-    kind = (trigger.survey or {}).get("type", "nps")
+    kind = trigger.survey.type
+    low, high = trigger.survey.score or SCALES[kind]
     return (
         "nurture.survey_responded",
-        f'event.properties.survey == "{kind}" and event.properties.score >= {int(low)} and event.properties.score <= {int(high)}',
+        f'event.properties.survey == "{kind}" and event.properties.score >= {low} and event.properties.score <= {high}',
     )
 
 
