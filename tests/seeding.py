@@ -213,7 +213,9 @@ def _contacts(
             suppressions.append(closed)
     insert_rows(conn, models.membership, memberships)
     insert_rows(conn, models.suppression, suppressions)
-    insert_rows(conn, models.hold, [{"account_id": ids[0], "reason": "Open ticket 4711", "created_at": now - timedelta(days=1)}])
+    insert_rows(
+        conn, models.hold, [{"account_id": one, "reason": "Open ticket 4711", "created_at": now - timedelta(days=1)} for one in ids[:1]]
+    )
     return contacts
 
 
@@ -411,7 +413,7 @@ def _events(conn: Connection, rng: random.Random, keys: Sequence[str], contacts:
     people = list(contacts.values())
     rows = []
     for number, key in enumerate(keys):
-        for index in range(25):
+        for index in range(25 if len(keys) <= 1000 else 5):
             at = now - timedelta(hours=rng.expovariate(1 / 120))
             name = rng.choice(["logged_in", "report_viewed", "feature_used", "logged_in", "workspace_created"])
             rows.append(

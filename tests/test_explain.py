@@ -290,8 +290,19 @@ def sources():
     return [path for folder in ("rules", "flow") for path in (CODE / "app" / folder).rglob("*.py")]
 
 
-# Where a call keeps the reason: by name of what is called, the position of the argument.
-PLACES = {"Decision": 2, "decide": 2, "refuse": 3, "end": 2, "Ending": 1, "RenderSkip": 0, "_ledger": 4, "_outcome": 2, "Line": 2, "line": 1}
+# Where a call keeps the reason and the gate: the argument's position, by the name of what is called.
+PLACES = {
+    "Decision": 2,
+    "decide": 2,
+    "refuse": 3,
+    "end": 2,
+    "Ending": 1,
+    "RenderSkip": 0,
+    "_ledger": 4,
+    "_outcome": 2,
+    "Line": 2,
+    "line": 1,
+}
 GATE_PLACES = {"Decision": 0, "decide": 0, "refuse": 2, "_ledger": 2, "_outcome": 4, "Line": 0}
 RETURNS = {"unreachable", "reentry", "_why_not"}
 CODE_LIKE = re.compile(r"[a-z]+(_[a-z]+)*")

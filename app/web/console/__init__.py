@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 
 from flask import Blueprint, Response, g, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
+from sqlalchemy import Connection
 
 from app.errors import InputError, NotFound
 from app.flow import access
+from app.flow.publish import book
+from app.rules.definition import Book
 from app.web.console import words
 from app.web.context import here, teach_external_ids
 
@@ -98,6 +101,25 @@ def sign_out() -> tuple[str, int]:
         access.end_session(conn, session["token"], g.now)
     session.clear()
     return render_template("console/signed_out.html", out=True), 200
+
+
+class NothingPublished(Exception):
+    """No campaigns folder has been published yet, so there are no stages, milestones or campaigns to speak of."""
+
+
+def known_book(conn: Connection) -> Book:
+    """What is in force; from here on this request shows times in its zone. Raises NothingPublished, which becomes a page."""
+    try:
+        found = book(conn)
+    except NotFound as error:
+        raise NothingPublished from error
+    words.set_zone(found.lifecycle.timezone)
+    return found
+
+
+@blueprint.errorhandler(NothingPublished)
+def nothing_published(_: NothingPublished) -> str:
+    return render_template("console/unpublished.html")
 
 
 @blueprint.errorhandler(NotFound)

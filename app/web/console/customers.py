@@ -11,11 +11,10 @@ from werkzeug import Response
 from app.errors import InputError
 from app.flow import holding
 from app.flow.explain import explain
-from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
 from app.flow.reading.paging import clean
 from app.rules.definition import Book
-from app.web.console import blueprint, charts, words
+from app.web.console import blueprint, charts, known_book, words
 from app.web.context import here, reading
 
 
@@ -23,8 +22,7 @@ from app.web.context import here, reading
 @blueprint.get("/", endpoint="overview")
 def overview_page() -> str:
     with reading() as conn:
-        known = book(conn)
-        words.set_zone(known.lifecycle.timezone)
+        known = known_book(conn)
         customers = overview.customers(conn)
         days = overview.mail_by_day(conn, g.now)
         return render_template(
@@ -51,8 +49,7 @@ def accounts_page() -> str:
     wanted = {name: clean(request.args.get(name)) for name in ("search", "stage", "band", "touch", "owner")}
     sort = request.args.get("sort") or "health"
     with reading() as conn:
-        known = book(conn)
-        words.set_zone(known.lifecycle.timezone)
+        known = known_book(conn)
         return render_template(
             "console/accounts.html",
             page=accounts.accounts(conn, **wanted, sort=sort, cursor=request.args.get("cursor")),
@@ -69,8 +66,7 @@ def accounts_page() -> str:
 def account_page(key: str) -> str:
     show = clean(request.args.get("show"))
     with reading() as conn:
-        known = book(conn)
-        words.set_zone(known.lifecycle.timezone)
+        known = known_book(conn)
         account = accounts.account(conn, key, g.now)
         scores = accounts.health_history(conn, key, limit=200, since=g.now - timedelta(days=90)).items
         points = [(one["at"], one["score"]) for one in reversed(scores) if one["score"] is not None]
@@ -94,8 +90,7 @@ def account_page(key: str) -> str:
 @blueprint.get("/contacts/<key:key>", endpoint="contact", merge_slashes=False)
 def contact_page(key: str) -> str:
     with reading() as conn:
-        known = book(conn)
-        words.set_zone(known.lifecycle.timezone)
+        known = known_book(conn)
         return render_template(
             "console/contact.html",
             contact=contacts.contact(conn, key, g.now),

@@ -10,13 +10,12 @@ from flask import g, render_template, request
 from werkzeug import Response
 
 from app.flow.preview import preview
-from app.flow.publish import book
 from app.flow.reading import campaigns, messages, responses
 from app.flow.reading.paging import clean
 from app.rules import reasons
 from app.rules.definition import Version, kind_of
 from app.web import public
-from app.web.console import blueprint, charts, words
+from app.web.console import blueprint, charts, known_book, words
 from app.web.context import reading
 
 # X-19: what a mail may do inside the console: show itself.
@@ -32,7 +31,7 @@ _SURVEYS = {"nps": "Recommendation (NPS, 0–10)", "csat": "Satisfaction (CSAT, 
 @blueprint.get("/campaigns", endpoint="campaigns")
 def campaigns_page() -> str:
     with reading() as conn:
-        words.set_zone(book(conn).lifecycle.timezone)
+        known_book(conn)
         return render_template("console/campaigns.html", campaigns=campaigns.campaigns(conn, g.now))
 
 
@@ -40,8 +39,7 @@ def campaigns_page() -> str:
 def campaign_page(key: str) -> str:
     step, state = clean(request.args.get("step")), clean(request.args.get("state"))
     with reading() as conn:
-        known = book(conn)
-        words.set_zone(known.lifecycle.timezone)
+        known = known_book(conn)
         campaign = campaigns.campaign(conn, key, g.now)
         standing = known.standings.get(key)
         version = known.versions.get(standing.version) if standing else None
@@ -65,7 +63,7 @@ def campaign_page(key: str) -> str:
 def messages_page() -> str:
     wanted = {name: clean(request.args.get(name)) for name in ("state", "campaign", "account", "contact", "step")}
     with reading() as conn:
-        words.set_zone(book(conn).lifecycle.timezone)
+        known_book(conn)
         return render_template(
             "console/messages.html",
             page=messages.messages(conn, **wanted, cursor=request.args.get("cursor")),
@@ -79,7 +77,7 @@ def messages_page() -> str:
 @blueprint.get("/messages/<uuid:message_id>", endpoint="message")
 def message_page(message_id: UUID) -> str:
     with reading() as conn:
-        words.set_zone(book(conn).lifecycle.timezone)
+        known_book(conn)
         message = messages.message(conn, str(message_id))
         shown = preview(conn, message_id, public.links())
         decisions = campaigns.decisions(conn, message=str(message_id), limit=100).items
@@ -103,7 +101,7 @@ def responses_page() -> str:
     days = request.args.get("days")
     since = g.now - timedelta(days=int(days)) if days in ("30", "90", "365") else None
     with reading() as conn:
-        words.set_zone(book(conn).lifecycle.timezone)
+        known_book(conn)
         return render_template(
             "console/responses.html",
             page=responses.responses(conn, **wanted, cursor=request.args.get("cursor")),
