@@ -17,11 +17,11 @@ from app.models import metadata
 
 # From the outside in: a module may import its own layer and those after it (DESIGN.md 3).
 LAYERS = [
-    {"cli", "web", "jobs", "up", "work", "doctor", "sample"},
+    {"cli", "ask", "web", "jobs", "up", "work", "doctor", "sample"},
     {"flow"},
     {"models", "providers", "migrate"},
     {"rules", "queue"},
-    {"db", "embedded", "home", "launch", "supervise"},
+    {"db", "embedded", "home", "children", "launch", "supervise"},
     {"config"},
     {"errors"},
 ]

@@ -141,7 +141,8 @@ def _value(measure: Measure, samples: Sequence[Sample]) -> tuple[float, float]:
     # Relative to the newest, so that answers of long ago do not all vanish to a weight of zero.
     weights = [0.5 ** ((max(0.0, sample.age_days) - newest) / half_life) for sample in samples]
     mean = fsum(sample.value * weight for sample, weight in zip(samples, weights, strict=True)) / fsum(weights)
-    return mean, 0.5 ** (newest / half_life)
+    # Never quite nothing: an answer of long ago still counts where nothing else is known.
+    return mean, max(1e-9, 0.5 ** (newest / half_life))
 
 
 def _points(measure: Measure, value: float) -> float:
