@@ -75,7 +75,9 @@ def rate() -> list[Line]:
     growth = memory[-1] - memory[0]
     return [
         Line("B", "advance, 20 campaigns, 10,000 accounts, one worker", sorted(rates)[1], "events/s", 8_000, note=f"rounds {_list(rates)}"),
-        Line("I", "memory of that worker", memory[-1], "MB", 200, at_most=True, note=f"grew by {growth:.1f} MB over the last 60,000 events"),
+        Line(
+            "I", "memory of that worker", memory[-1], "MB", 200, at_most=True, note=f"grew by {growth:.1f} MB over the last 60,000 events"
+        ),
     ]
 
 
@@ -105,7 +107,13 @@ def prepare(engine: Engine, now: datetime, *, campaigns: int, accounts: int) -> 
         ]  # fmt: skip
         accounts_made = dict((key, ident) for ident, key in insert_rows(conn, account, rows, returning=("id", "external_id")))
         people = [
-            {"external_id": f"u{n}", "address": f"u{n}@example.com", "person": f"u{n}@example.com", "first_name": "Sample", "created_at": now}
+            {
+                "external_id": f"u{n}",
+                "address": f"u{n}@example.com",
+                "person": f"u{n}@example.com",
+                "first_name": "Sample",
+                "created_at": now,
+            }
             for n in range(accounts)
         ]
         contacts = dict((key, ident) for ident, key in insert_rows(conn, contact, people, returning=("id", "external_id")))
@@ -116,7 +124,14 @@ def prepare(engine: Engine, now: datetime, *, campaigns: int, accounts: int) -> 
         insert_rows(conn, membership, members)
         places = dict(conn.execute(text("select key, id from campaign")).all())
         versions = dict(conn.execute(text("select c.key, c.version_id from campaign c")).all())
-        entry = {"name": "seed", "properties": {}, "occurred_at": now.isoformat(), "received_at": now.isoformat(), "message_id": "seed", "contact": None}
+        entry = {
+            "name": "seed",
+            "properties": {},
+            "occurred_at": now.isoformat(),
+            "received_at": now.isoformat(),
+            "message_id": "seed",
+            "contact": None,
+        }
         enrolled = [
             {"id": hash_id("bench", n, key), "campaign_id": places[key], "version_id": versions[key], "account_id": accounts_made[f"a{n}"],
              "partition": partition_of(f"a{n}", PARTITIONS), "state": "active", "step_id": "pause", "entry": entry, "entered_at": now,
