@@ -20,7 +20,8 @@ from app.flow.items import read_items
 from app.flow.publish import publish
 from app.models import event_pending, source
 from app.queue import Bells
-from app.rules.definition import Book, Campaign, Lifecycle, Standing, build_book, compile_version
+from app.rules.book import Book, Standing, build_book, compile_version
+from app.rules.definition import Campaign, Lifecycle
 from app.rules.facts import Account, Contact, Event
 from app.rules.timing import duration
 

@@ -294,7 +294,7 @@ def sources():
 PLACES = {
     "Decision": 2,
     "decide": 2,
-    "refuse": 3,
+    "refuse": 4,
     "end": 2,
     "Ending": 1,
     "RenderSkip": 0,
@@ -303,7 +303,7 @@ PLACES = {
     "Line": 2,
     "line": 1,
 }
-GATE_PLACES = {"Decision": 0, "decide": 0, "refuse": 2, "_ledger": 2, "_outcome": 4, "Line": 0}
+GATE_PLACES = {"Decision": 0, "decide": 0, "refuse": 3, "_ledger": 2, "_outcome": 4, "Line": 0}
 RETURNS = {"unreachable", "reentry", "_why_not"}
 CODE_LIKE = re.compile(r"[a-z]+(_[a-z]+)*")
 

@@ -21,7 +21,7 @@ from app.flow.publish import book as read_book
 from app.models import parked
 from app.queue import Bells
 from app.rules import journey
-from app.rules.definition import Book
+from app.rules.book import Book
 from app.rules.facts import Account, Contact, Event, Occurrence, Timer
 from app.rules.identity import contact_values
 

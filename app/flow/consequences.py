@@ -16,7 +16,7 @@ from app.flow.ingest import key_of
 from app.models import account as account_table
 from app.models import contact as contact_table
 from app.models import decision, enrollment, membership, message, milestone, stage_history, usage_day
-from app.rules.definition import Book
+from app.rules.book import Book
 from app.rules.facts import Account, Contact, Decision, Enrollment, Event, NewMessage, Occurrence, Reaction
 
 ASSESS_SOON = timedelta(seconds=5)  # after a milestone, a stage, new traits

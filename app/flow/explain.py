@@ -18,9 +18,10 @@ from app.flow import states
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import match_contacts
 from app.rules import facts
-from app.rules.definition import Book, Node, Trigger, Version
-from app.rules.journey import recipients
+from app.rules.book import Book, Node, Version
+from app.rules.definition import Trigger
 from app.rules.reasons import GATES, gate_name, sentence
+from app.rules.steps import recipients
 
 LEDGER_LIMIT = 2000  # rows of one account that are looked at
 EVENT_LIMIT = 20  # trigger events that are looked at, the latest first

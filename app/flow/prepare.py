@@ -23,8 +23,9 @@ from app.flow.outcome import Outcome
 from app.models import template
 from app.providers import Letter
 from app.rules import consent
+from app.rules.book import Book, Node, Version
 from app.rules.conditions import values
-from app.rules.definition import TRANSACTIONAL, Book, Node, Version
+from app.rules.definition import TRANSACTIONAL
 from app.rules.delivery import Ending, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
 

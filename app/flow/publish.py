@@ -19,7 +19,8 @@ from app.db import insert_rows
 from app.errors import NotFound
 from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, template
-from app.rules.definition import Book, Campaign, Lifecycle, Standing, Version, build_book, compile_version
+from app.rules.book import Book, Standing, Version, build_book, compile_version
+from app.rules.definition import Campaign, Lifecycle
 
 
 @dataclass(frozen=True, slots=True)

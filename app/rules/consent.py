@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.rules.definition import TRANSACTIONAL, Book, Node, Version
+from app.rules.book import Book, Node, Version
+from app.rules.definition import TRANSACTIONAL
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
 from app.rules.timing import next_open, zone_for
 

@@ -67,7 +67,7 @@ SENTENCES: dict[str, str] = {
     "timed_out": "What the step waited for did not come in time.",
     "moment_missing": "The date to wait for was never set.",
     "moment_passed": "The date to wait for had already passed.",
-    "queued": "The message was made and waits for its turn to be sent.",
+    "queued": "The message was made for this contact.",
     # Gates of sending
     "campaign_paused": "The campaign is paused.",
     "campaign_not_live": "The campaign was not live any more.",

@@ -3,7 +3,8 @@
 A measure maps its metric to 0–100 between a worst and a best value. A measure without data is left out, and the others of its group carry
 the group's weight; a group without any data is left out, and the others' weights are brought back to a whole. The weight of the groups
 that had data is the coverage, and under the model's minimum coverage there is no score. Data that ages (`half_life`) loses weight against
-the rest, not coverage. Every score is the sum of its contributions, so a change between two scores is explained exactly (DESIGN.md 10, invariant 11).
+the rest, not coverage. Every score is the sum of its contributions, so a change between two scores is explained exactly (DESIGN.md 10,
+invariant 11).
 """
 
 from __future__ import annotations

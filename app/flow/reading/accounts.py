@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from app.errors import InputError, NotFound
 from app.flow.reading.paging import LIMIT, Page, clean, like, page, read_cursor
-from app.rules.definition import Book
+from app.rules.book import Book
 
 BANDS = ("green", "yellow", "red")
 

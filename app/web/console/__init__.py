@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from app.errors import InputError, NotFound
 from app.flow import access
 from app.flow.publish import book
-from app.rules.definition import Book
+from app.rules.book import Book
 from app.web.console import words
 from app.web.context import here, teach_external_ids
 

@@ -13,7 +13,7 @@ from app.flow import holding
 from app.flow.explain import explain
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
 from app.flow.reading.paging import clean
-from app.rules.definition import Book
+from app.rules.book import Book
 from app.web.console import blueprint, charts, known_book, words
 from app.web.context import here, reading
 

@@ -13,7 +13,8 @@ from app.flow.preview import preview
 from app.flow.reading import campaigns, messages, responses
 from app.flow.reading.paging import clean
 from app.rules import reasons
-from app.rules.definition import Version, kind_of
+from app.rules.book import Version
+from app.rules.definition import kind_of
 from app.web import public
 from app.web.console import blueprint, charts, known_book, words
 from app.web.context import reading
