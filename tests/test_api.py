@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from math import fsum
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
@@ -14,6 +15,7 @@ from sqlalchemy import text
 from app.flow import access
 from app.web.api import OPERATIONS
 from app.web.openapi import PREFIX, page_of
+from tests.conftest import dsn
 from tests.seeding import seed
 
 NOW = datetime.now(UTC)  # the API asks the clock
@@ -302,3 +304,15 @@ def test_health_checks_and_metrics_need_no_key_and_name_nobody(client, seeded):
     ):
         assert name in shown
     assert "@" not in shown and "acct" not in shown
+
+
+def test_with_the_database_away_it_is_alive_not_ready_and_says_try_again(app, client, api, postgres, database):
+    name = database.rpartition("/t_")[2].partition("?")[0]
+    with psycopg.connect(dsn(postgres.url("postgres")), autocommit=True) as conn:
+        conn.execute(f'alter database "t_{name}" with allow_connections false')
+        conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (f"t_{name}",))
+    assert client.get("/healthz").status_code == 200
+    answer = client.get("/readyz")
+    assert answer.status_code == 503 and answer.json["database"].startswith("away")
+    assert api("/accounts").status_code == 503
+    assert client.get("/metrics").status_code == 503

@@ -275,7 +275,17 @@ def test_the_command_prints_it_readably_and_as_json(tell):
 
 def test_every_reason_code_in_the_source_has_a_sentence():
     used = dict(codes())
-    assert {"enrolled", "already_enrolled", "campaign_paused", "missing_value", "worker_died", "topic_opted_out", "exit_when"} <= set(used)
+    assert {
+        "enrolled",
+        "already_enrolled",
+        "goal_already_met",
+        "account_ambiguous",
+        "campaign_paused",
+        "missing_value",
+        "worker_died",
+        "topic_opted_out",
+        "exit_when",
+    } <= set(used)
     missing = {code: where for code, where in used.items() if code not in reasons.SENTENCES}
     assert not missing
 
@@ -290,49 +300,70 @@ def sources():
     return [path for folder in ("rules", "flow") for path in (CODE / "app" / folder).rglob("*.py")]
 
 
-# Where a call keeps the reason and the gate: the argument's position, by the name of what is called.
-PLACES = {
-    "Decision": 2,
-    "decide": 2,
-    "refuse": 4,
-    "end": 2,
-    "Ending": 1,
-    "RenderSkip": 0,
-    "_ledger": 4,
-    "_outcome": 2,
-    "Line": 2,
-    "line": 1,
-}
-GATE_PLACES = {"Decision": 0, "decide": 0, "refuse": 3, "_ledger": 2, "_outcome": 4, "Line": 0}
-RETURNS = {"unreachable", "reentry", "_why_not"}
+RETURNS = {"unreachable", "reentry", "_why_not"}  # functions that return a reason, perhaps among other things
+SUPPRESSIONS = {"unsubscribed", "bounced", "complained", "manual"}  # reasons of a suppression are facts, not decisions
 CODE_LIKE = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
 def codes():
+    places = parameters("reason")
     for path in sources():
         if path.name == "reasons.py":
             continue
         source = path.read_text("utf-8")
         where = str(path.relative_to(CODE))
-        yield from ((found, where) for found in re.findall(r"reason = '([a-z_]+)'", source) if found not in SUPPRESSIONS)
+        # In SQL: an assignment, or a verdict followed by its reason.
+        found = re.findall(r"reason = '([a-z_]+)'", source) + re.findall(r"'(?:yes|no|wait)', '([a-z_]+)'", source)
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Call):
-                name = getattr(node.func, "attr", getattr(node.func, "id", None))
-                arguments = [node.args[PLACES[name]]] if name in PLACES and len(node.args) > PLACES[name] else []
-                arguments += [word.value for word in node.keywords if word.arg == "reason" and name in PLACES]
-                yield from ((found, where) for argument in arguments for found in constants(argument))
+            found += given(node, places, "reason")
+            if isinstance(node, ast.Dict):
+                kept = [value for key, value in zip(node.keys, node.values, strict=True) if getattr(key, "value", None) == "reason"]
+                found += [one for value in kept for one in constants(value)]
             elif isinstance(node, ast.FunctionDef) and node.name in RETURNS:
-                for inner in ast.walk(node):
-                    if isinstance(inner, ast.Return) and inner.value is not None:
-                        value = inner.value
-                        if node.name == "_why_not" and isinstance(value, ast.Tuple):
-                            value = value.elts[1]
-                        elif isinstance(value, ast.Tuple):
-                            value = value.elts[0]
-                        yield from ((found, where) for found in constants(value))
+                returned = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return) and inner.value is not None]
+                # A tuple is (reason, evidence), or (gate, reason, evidence).
+                returned = [value.elts[len(value.elts) - 2] if isinstance(value, ast.Tuple) else value for value in returned]
+                found += [one for value in returned for one in constants(value)]
+            elif isinstance(node, ast.For) and isinstance(node.target, ast.Tuple) and isinstance(node.iter, ast.Tuple):
+                names = [getattr(target, "id", None) for target in node.target.elts]
+                if "reason" in names:
+                    found += [one for row in node.iter.elts for one in constants(row.elts[names.index("reason")])]
+        yield from ((one, where) for one in found if one not in SUPPRESSIONS)
 
 
-SUPPRESSIONS = {"unsubscribed", "bounced", "complained", "manual"}  # reasons of a suppression are facts, not decisions
+def gates(path):
+    places = parameters("gate")
+    return [one for node in ast.walk(ast.parse(path.read_text("utf-8"))) for one in given(node, places, "gate")]
+
+
+def parameters(wanted):
+    """Where functions and classes of the source take the argument of that name: {name: position}."""
+    places = {}
+    for path in [*sources(), CODE / "app" / "errors.py"]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                names = [one.arg for one in node.args.args if one.arg != "self"]
+            elif isinstance(node, ast.ClassDef):
+                makers = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+                names = [one.arg for one in makers[0].args.args[1:]] if makers else []
+                names = names or [one.target.id for one in node.body if isinstance(one, ast.AnnAssign)]
+            else:
+                continue
+            # consent's own `decide` calls the gate by another name.
+            names = ["gate" if node.name == "decide" and one == "name" else one for one in names]
+            if wanted in names:
+                places.setdefault(node.name, set()).add(names.index(wanted))
+    return places
+
+
+def given(node, places, wanted):
+    """The literal codes that a call gives for the argument."""
+    name = getattr(node.func, "attr", getattr(node.func, "id", None)) if isinstance(node, ast.Call) else None
+    if name not in places:
+        return []
+    arguments = [node.args[place] for place in places[name] if place < len(node.args)]
+    arguments += [word.value for word in node.keywords if word.arg == wanted]
+    return [one for argument in arguments for one in constants(argument)]
 
 
 def constants(node):
@@ -344,11 +375,3 @@ def constants(node):
     if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE_LIKE.fullmatch(node.value):
         return [node.value]
     return []
-
-
-def gates(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", None))
-            if name in GATE_PLACES and len(node.args) > GATE_PLACES[name]:
-                yield from constants(node.args[GATE_PLACES[name]])
