@@ -108,3 +108,20 @@ def test_reading_a_wrong_folder_raises_with_all_problems(tmp_path):
 def test_a_survey_trigger_that_could_not_run_is_refused(tmp_path, survey):
     found = problems(tmp_path, GOOD.replace("{event: signed_up}", f"{{survey: {survey}}}"))
     assert len(found) == 1 and found[0].startswith("campaign.yaml:5:") and "trigger.survey" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "said"),
+    [
+        ("metric: usage.login.last_30d", "metric: usage.logins.last_30d", "usage.login.last_30d is not a metric"),
+        ("metric: surveys.nps", "metric: survey.nps", "surveys.nps is not a metric"),
+        ("email: nobody", "email: success@example.com", "'nobody' is not an address"),
+        ("app_url: javascript:alert(1)", "app_url: https://app.example.com/", "is not a web address"),
+    ],
+)
+def test_what_would_go_wrong_in_silence_is_named_with_its_line(tmp_path, wrong, right, said):
+    lifecycle = (CODE / "campaigns" / "lifecycle.yaml").read_text()
+    assert lifecycle.count(right) == 1
+    line = lifecycle[: lifecycle.index(right)].count("\n") + 1
+    found = problems(tmp_path, lifecycle=lifecycle.replace(right, wrong))
+    assert any(one.startswith(f"lifecycle.yaml:{line}:") and said in one for one in found), found

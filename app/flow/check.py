@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -176,6 +177,19 @@ def _check_lifecycle(lifecycle: Lifecycle, schema: Schema, places: _Places, prob
     for group in ("milestones", "usage"):
         conditions += [((group, name, "where"), spec.where) for name, spec in getattr(lifecycle, group).items() if spec.where]
     _check_conditions(conditions, schema, places, problems)
+    for number, group in enumerate(lifecycle.health.groups if lifecycle.health else ()):
+        for index, measure in enumerate(group.measures):
+            if not _is_metric(measure.metric, lifecycle):
+                place = ("health", "groups", number, "measures", index, "metric")
+                problems.append(places.problem("name", f"{measure.metric} is not a metric; there are {_METRICS}", place))
+
+
+_METRICS = "usage.NAME.last_30d, usage.NAME.previous_30d, usage.seats.share, milestones.share, survey.nps, survey.csat, survey.ces"
+
+
+def _is_metric(metric: str, lifecycle: Lifecycle) -> bool:
+    counted = re.fullmatch(r"usage\.(\w+)\.(?:last|previous)_[1-9]\d{0,3}d", metric)
+    return counted[1] in lifecycle.usage if counted else metric in _METRICS.split(", ")[2:]
 
 
 def _check_conditions(conditions: Iterable[tuple[tuple, str]], schema: Schema, places: _Places, problems: list[Problem]) -> None:

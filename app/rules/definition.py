@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import time, timedelta
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from app.rules.conditions import Schema
+from app.rules.identity import normalise
 from app.rules.timing import clock_time, duration, week_days, zone
 
 Duration = Annotated[timedelta, BeforeValidator(duration)]
@@ -18,6 +20,8 @@ Clock = Annotated[time, BeforeValidator(clock_time)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 StepId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Line = Annotated[str, Field(min_length=1, max_length=500)]
+Address = Annotated[Line, BeforeValidator(lambda value: _address(value))]
+Website = Annotated[Line, BeforeValidator(lambda value: _website(value))]
 MODES = ("draft", "shadow", "live", "paused", "archived")
 TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
 SCALES = {"nps": (0, 10), "csat": (1, 5), "ces": (1, 7)}
@@ -47,17 +51,17 @@ class Problem:
 
 class Brand(Strict):
     name: Line
-    website: Line | None = None
-    app_url: Line | None = None
-    support_email: Line | None = None
+    website: Website | None = None
+    app_url: Website | None = None
+    support_email: Address | None = None
     postal_address: Line
     color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#2f6f4f"
 
 
 class Sender(Strict):
     name: Line
-    email: Line
-    reply_to: Line | None = None
+    email: Address
+    reply_to: Address | None = None
 
 
 class Topic(Strict):
@@ -436,6 +440,18 @@ def conditions_of(campaign: Campaign) -> Iterator[tuple[tuple, str]]:
             yield (*place, "wait_for", "where"), step.wait_for.where
         elif isinstance(step, WaitStep) and step.wait.until:
             yield (*place, "wait", "until"), step.wait.until
+
+
+def _address(value: Any) -> Any:
+    if normalise(value) is None or not str(value).isascii():
+        raise ValueError(f"{value!r} is not an address that mail can come from; write it like success@example.com")
+    return value
+
+
+def _website(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(r"https?://[^\s/@]", value):
+        raise ValueError(f"{value!r} is not a web address; write it like https://www.example.com/")
+    return value
 
 
 def _positive(span: timedelta) -> timedelta:
