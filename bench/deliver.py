@@ -1,6 +1,6 @@
 """Row E: sending personalised, tracked mail against a bare threaded smtplib loop that sends the same bytes to the same relay.
 
-Ours: one `flow.deliver.run` over messages that are due in the database: claims, facts, all gates, rendering with tracked links, 16
+Ours: one `flow.deliver.run` over messages that are due in the database: claims, facts, all gates, rendering with tracked links, 32
 connections, `in_dot` before every final dot, results with their delivery events and the events that campaigns wait for. One contact per
 account, one active enrollment each, a shipped campaign's own template.
 
@@ -41,7 +41,7 @@ from bench.table import Line
 
 MESSAGES = 2000  # a round and side
 ROUNDS = 3
-CONNECTIONS = 16
+CONNECTIONS = 32
 PARTITIONS = 64
 
 

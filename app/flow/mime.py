@@ -68,7 +68,7 @@ def assemble(
     boundary = "=_" + blake2b(header.encode(), digest_size=16).hexdigest()
     lines = [
         f"Date: {_date(date)}",
-        f"From: {_mailbox('From', *sender)}",
+        f"From: {_sender(*sender)}",
         f"To: {_mailbox('To', *to)}",
         f"Subject: {unstructured(mail.subject, 9)}",
         f"Message-ID: {header}",
@@ -161,6 +161,12 @@ def _mailbox(header: str, name: str, value: str) -> str:
     return f"{_phrase(name, len(header) + 2, len(spec) + 3)} <{spec}>" if name else spec
 
 
+@lru_cache(maxsize=256)
+def _sender(name: str, value: str) -> str:
+    """Senders are few and mails are many."""
+    return _mailbox("From", name, value)
+
+
 def _phrase(name: str, used: int, after: int) -> str:
     """A display name: as it is, quoted, or encoded. `used` and `after` are the columns taken before and after it."""
     name = one_line(name)
@@ -203,6 +209,9 @@ def _encoded_words(value: str, used: int) -> str:
     words: list[str] = []
     chunk = b""
     room = (min(75, LINE - used) - 12) // 4 * 3
+    whole = value.encode("utf-8", "replace")
+    if len(whole) <= room:
+        return f"=?utf-8?b?{b64encode(whole).decode()}?="
     for letter in value:
         raw = letter.encode("utf-8", "replace")
         if len(chunk) + len(raw) > room:
@@ -225,7 +234,8 @@ def _bad(header: str, value: str) -> RenderSkip:
 
 def _date(moment: datetime) -> str:
     moment = moment.astimezone(UTC)
-    return f"{_DAYS[moment.weekday()]}, {moment.day:02d} {_MONTHS[moment.month - 1]} {moment:%Y %H:%M:%S} +0000"
+    clock = f"{moment.hour:02d}:{moment.minute:02d}:{moment.second:02d}"
+    return f"{_DAYS[moment.weekday()]}, {moment.day:02d} {_MONTHS[moment.month - 1]} {moment.year:04d} {clock} +0000"
 
 
 # Bodies --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from app.errors import SendError, SettingError
 from app.providers import Letter
 from app.providers.wire import Lost, Reply, Wire
 
+_BARE_CR = re.compile(rb"\r(?!\n)")
 _ADDRESS = re.compile(r"[\x21-\x3b\x3d\x3f-\x7e]+@[A-Za-z0-9.:\[\]-]+")
 
 
@@ -229,11 +230,10 @@ class SmtpConnection:
 
     def _stuffed(self, letter: Letter) -> bytes:
         data = letter.data
-        if not data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n"):
+        if _BARE_CR.search(data) or data.count(b"\r") != data.count(b"\n"):
             # Some servers end a message at a bare LF before a dot: what follows would be a message of its own (S-07).
             raise SendError("perm", "data", "the message has a bare CR or LF")
-        if b"\r\n." in data:
-            data = data.replace(b"\r\n.", b"\r\n..")
+        data = data.replace(b"\r\n.", b"\r\n..")
         if data.startswith(b"."):
             data = b"." + data
         return data if data.endswith(b"\r\n") else data + b"\r\n"
@@ -261,9 +261,9 @@ class SmtpConnection:
         """All commands in one write (RFC 2920). The first refusal counts; the replies after it are read to stay in step."""
         self._send("mail", b"".join(command for _, command in commands))
         refused: SendError | None = None
-        for phase, _ in commands:
+        for number, (phase, _) in enumerate(commands):
             try:
-                reply = await self._answer(phase)
+                reply = await self._answer(phase, len(commands) - number)
                 if refused is None:
                     self._judge(phase, reply)
                 elif reply.code == 354:
@@ -276,9 +276,9 @@ class SmtpConnection:
         if refused:
             raise refused
 
-    async def _answer(self, phase: str) -> Reply:
+    async def _answer(self, phase: str, ahead: int = 1) -> Reply:
         try:
-            return await self.wire.reply(self.relay.timeouts.command)
+            return await self.wire.reply(self.relay.timeouts.command, ahead)
         except Lost as lost:
             raise SendError("temp", _PHASES.get(phase, phase), str(lost)) from lost
 

@@ -50,8 +50,12 @@ class Wire(asyncio.Protocol):
         self._code: int | None = None
         self._size = 0
         self._waiter: asyncio.Future | None = None
+        self._wanted = 1
         self._paused = False
         self._resumed: asyncio.Future | None = None
+        self._deadline: float | None = None
+        self._patience = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def quiet(self) -> bool:
@@ -72,13 +76,21 @@ class Wire(asyncio.Protocol):
             self._resumed = asyncio.get_running_loop().create_future()
             await self._within(self._resumed, seconds)
 
-    async def reply(self, seconds: float) -> Reply:
-        """The next reply. Raises Lost when the connection ends or `seconds` pass first; replies that came before are still given."""
-        if not self.replies:
-            if self.lost:
-                raise self.lost
+    async def reply(self, seconds: float, ahead: int = 1) -> Reply:
+        """The next reply. Raises Lost when the connection ends or `seconds` pass first; replies that came before are still given.
+
+        `ahead` is how many commands are unanswered: waiting for all of them at once costs less, and a loss ends the waiting.
+        """
+        if len(self.replies) < ahead and not self.lost:
+            self._wanted = ahead
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._within(self._waiter, seconds)
+            try:
+                await self._within(self._waiter, seconds)
+            except Lost:
+                if not self.replies:
+                    raise
+        if not self.replies:
+            raise self.lost
         return self.replies.popleft()
 
     def end(self, why: str) -> None:
@@ -92,6 +104,9 @@ class Wire(asyncio.Protocol):
                 future.set_exception(self.lost)
         self._buffer.clear()
         self._lines.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     # asyncio calls these.
 
@@ -148,12 +163,30 @@ class Wire(asyncio.Protocol):
         self._lines.clear()
         self._code = None
         self._size = 0
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is not None and len(self.replies) >= self._wanted and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def _within(self, future: asyncio.Future, seconds: float) -> None:
-        alarm = asyncio.get_running_loop().call_later(seconds, self.end, f"no answer within {seconds:g} s")
-        try:
-            await future
-        finally:
-            alarm.cancel()
+        """Waits for `future`; the connection ends when `seconds` pass first."""
+        loop = asyncio.get_running_loop()
+        self._deadline, self._patience = loop.time() + seconds, seconds
+        if self._alarm is None or self._deadline < self._alarm.when():
+            self._set_alarm(loop)
+        await future
+        self._deadline = None
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_at(self._deadline, self._ring)
+
+    def _ring(self) -> None:
+        """One alarm serves many deadlines: it is left standing when an answer comes, and set again when it finds a later one."""
+        self._alarm = None
+        if self._deadline is None or self.lost:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._deadline:
+            self.end(f"no answer within {self._patience:g} s")
+        else:
+            self._set_alarm(loop)
