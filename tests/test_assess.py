@@ -189,6 +189,23 @@ def test_an_answer_is_assessed_at_once_and_fades(engine, bells, cast):
     assert weights[0] > weights[1] > 0
 
 
+def test_an_answer_shows_in_the_coverage_also_while_there_is_no_score(engine, bells, cast):
+    with engine.begin() as conn:
+        lifecycle = copy.deepcopy(LIFECYCLE)
+        lifecycle["health"]["minimum_coverage"] = 0.9
+        conn.execute(lifecycle_version.insert().values(hash="strict", definition=lifecycle, published_at=NOW))
+        letter = add_letter(conn, cast, "ask")
+    assess(engine, bells)
+    with engine.begin() as conn:
+        answer(conn, find_message(conn, letter), 9, None, NOW, closes_after=timedelta(days=30), partitions=64)
+    assess_due(engine, lambda: NOW, bells)
+    assess(engine, bells, NOW + timedelta(minutes=5))
+    first, second = scores(engine)
+    assert (first["score"], second["score"]) == (None, None)
+    assert second["coverage"] > first["coverage"]
+    assert told(engine) == []
+
+
 def test_the_share_of_seats_in_use(engine, bells, busy):
     with engine.begin() as conn:
         for number, days in enumerate((1, 29, 31)):

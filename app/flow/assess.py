@@ -110,7 +110,9 @@ def _row(
     since = datetime.fromisoformat(leaning["since"]) if leaning else None
     standing = stand(result.score, Standing(before["band"] if before else None, leaning.get("band"), since), now)
     contributions = [{name: getattr(one, name) for name in Contribution.__slots__} for one in result.contributions]
-    if before and (before["score"], before["band"], before["contributions"]) == (result.score, standing.band, contributions):
+    same = before and (before["score"], before["band"], before["contributions"]) == (result.score, standing.band, contributions)
+    # Without a score the coverage is all there is to tell.
+    if same and (result.score is not None or before["coverage"] == result.coverage):
         return None
     told = past.get("told")
     news = standing.band != (before["band"] if before else None) or _apart(result.score, told) >= NEWS
@@ -246,7 +248,7 @@ _DUE = text("""
 _LATER = text("update account set assess_at = :at where id = any(:ids)")
 
 _LATEST = text("""
-    select h.account_id, h.score, h.band, h.contributions, h.known
+    select h.account_id, h.score, h.band, h.coverage, h.contributions, h.known
       from unnest(cast(:ids as bigint[])) as wanted(id)
      cross join lateral (select * from health_score h where h.account_id = wanted.id order by h.at desc, h.id desc limit 1) as h
 """)
