@@ -11,6 +11,7 @@ from app.web.openapi import PREFIX
 
 # Endpoint → why nobody has to say who he is.
 PUBLIC = {
+    "front": "sends to the console, which asks for a session",
     "static": "style sheet and icon",
     "console.take_sign_in": "the link is the credential, once",
     "health.alive": "health check",

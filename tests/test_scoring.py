@@ -22,12 +22,13 @@ def models(draw, minimum=None):
     for group in range(draw(st.integers(1, 4))):
         measures = []
         for _ in range(draw(st.integers(1, 3))):
+            worst = draw(st.integers(-50, 50))
             measures.append(
                 {
                     "name": f"n{number}",
                     "metric": draw(st.sampled_from(METRICS)),
-                    "worst": draw(st.integers(-50, 50)),
-                    "best": draw(st.integers(-50, 50)),
+                    "worst": worst,
+                    "best": worst + draw(st.sampled_from([-70, -1, 1, 70])),
                     "weight": draw(st.integers(1, 9)),
                     "half_life": draw(st.sampled_from([None, "1d", "180d"])),
                 }

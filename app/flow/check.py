@@ -171,9 +171,7 @@ def _say(error: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _check_lifecycle(lifecycle: Lifecycle, schema: Schema, places: _Places, problems: list[Problem]) -> None:
-    conditions: list[tuple[tuple, str]] = []
-    for number, stage in enumerate(lifecycle.stages):
-        conditions += [(("stages", number, name), source) for name in ("enter_when", "exit_when") if (source := getattr(stage, name))]
+    conditions = [(("stages", number, "exit_when"), stage.exit_when) for number, stage in enumerate(lifecycle.stages) if stage.exit_when]
     for group in ("milestones", "usage"):
         conditions += [((group, name, "where"), spec.where) for name, spec in getattr(lifecycle, group).items() if spec.where]
     _check_conditions(conditions, schema, places, problems)

@@ -72,7 +72,6 @@ class Topic(Strict):
 class StageSpec(Strict):
     name: Name
     label: str | None = None
-    enter_when: str | None = None
     exit_when: str | None = None
 
 
@@ -107,6 +106,12 @@ class Measure(Strict):
     best: float
     weight: Annotated[float, Field(gt=0)] = 1.0
     half_life: Positive | None = None
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Measure:
+        if self.worst == self.best:
+            raise ValueError("worst and best must differ; worst is 0 points, best is 100")
+        return self
 
 
 class MeasureGroup(Strict):
@@ -249,7 +254,7 @@ class WaitSpec(Strict):
 
     days: Annotated[int, Field(ge=0, le=3650)] | None = None
     at: Clock | None = None
-    until: str | None = None
+    until: Annotated[str, Field(pattern=r"^[a-z]+(\.[A-Za-z0-9_]+)+$")] | None = None  # a plain path
     offset: Duration = timedelta(0)
     if_past: Literal["continue", "skip", "exit"] | None = None
     span: Positive | None = None

@@ -148,6 +148,4 @@ def _value(measure: Measure, samples: Sequence[Sample]) -> tuple[float, float]:
 
 def _points(measure: Measure, value: float) -> float:
     """The place of `value` between worst (0) and best (100). Worst may be the larger one: fewer is better."""
-    if measure.best == measure.worst:
-        return 100.0 if value >= measure.best else 0.0
     return 100.0 * min(1.0, max(0.0, (value - measure.worst) / (measure.best - measure.worst)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Flask
+from flask import Flask, redirect, url_for
 from sqlalchemy import select
 
 from app.config import Settings
@@ -24,4 +24,5 @@ def build(settings: Settings) -> Flask:
     problems.install(app, settings)
     for module in (events, links, surveys, outbox, api, console, health):
         app.register_blueprint(module.blueprint)
+    app.add_url_rule("/", "front", lambda: redirect(url_for("console.overview")))
     return app
