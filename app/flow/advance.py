@@ -141,8 +141,8 @@ class _Taken:
     events: list[_Event]
     timers: list[tuple[str, Timer, str]]
     full: bool
+    aliased: bool  # whether any contact has a former id
     set_aside: set[int] = field(default_factory=set)  # pending events that are not processed by this batch
-    handed_over: list[int] = field(default_factory=list)
 
     def ordered(self) -> list[tuple[str | None, Occurrence, str]]:
         """(account, occurrence, what it is called when it has to be parked), in the order of processing."""
@@ -157,7 +157,7 @@ class _Taken:
 
 def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: int) -> _Taken:
     """The next occurrences, those of parked accounts left out, and enrollments of paused campaigns, whose timers are frozen."""
-    waits = conn.exec_driver_sql(_PARKED, {"partition": partition}).all()
+    waits, aliased = conn.exec_driver_sql(_BEFORE, {"partition": partition}).one()
     values = {
         "partition": partition,
         "now": now,
@@ -181,12 +181,12 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
         events = [one for one in events if (one.event.at, 0) <= last]
         timers = [one for one in timers if (one[1].at, 1) <= last]
         full = True
-    return _Taken(events, timers, full)
+    return _Taken(events, timers, full, aliased)
 
 
 def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
     """Events of a contact's former id are the contact's."""
-    if not conn.exec_driver_sql("select exists (select 1 from contact_alias)").scalar():
+    if not taken.aliased:
         return
     keys = list({one.event.contact for one in taken.events if one.event.contact})
     rows = conn.exec_driver_sql("select previous_key, contact_key from contact_alias where previous_key = any(%(keys)s)", {"keys": keys})
@@ -322,7 +322,10 @@ def _park(conn: Connection, partition: int, poison: Poison, error: BaseException
     )
 
 
-_PARKED = "select account_key, contact_key from parked where partition = %(partition)s and released_at is null"
+_BEFORE = """
+select coalesce((select jsonb_agg(jsonb_build_array(account_key, contact_key)) from parked
+                 where partition = %(partition)s and released_at is null), '[]'),
+       exists (select from contact_alias)"""
 _NOT_PARKED = """
       and (p.account_key is null or p.account_key <> all(%(accounts)s))
       and (p.account_key is not null or p.contact_key is null or p.contact_key <> all(%(contacts)s))"""
