@@ -635,7 +635,7 @@ def test_a_database_that_goes_away_for_a_moment_loses_nothing_and_doubles_nothin
 def test_workers_live_by_the_clock_of_the_database(engine):
     worker = uuid4()
     with engine.begin() as conn:
-        Cast(conn, NOW)
+        due(conn)
         claims.claim(conn, worker, NOW, 1)
     kill(engine, worker)
     with claims.Heartbeat(engine, worker, 0.02):

@@ -37,14 +37,13 @@ insert into worker (id, host, pid, started_at, heartbeat_at) values (%(id)s, %(h
 on conflict (id) do update set heartbeat_at = clock_timestamp(), stopped_at = null"""
 
 _CLAIM = f"""
+with durable as materialized (select set_config('synchronous_commit', 'on', true) as commit)
 update message m set state = 'claimed', claim = gen_random_uuid(), worker_id = %(worker)s, claimed_at = %(now)s
-where m.state = 'due' and m.id = any(array(
+from durable
+where durable.commit = 'on' and m.state = 'due' and m.id = any(array(
     select id from message where state = 'due' and due_at <= %(now)s order by priority desc, due_at limit %(limit)s for update skip locked
 ))
 returning {_CLAIMED}"""
-
-# Whatever the database's default: nothing may reach the wire that its disk does not know.
-_DURABLE = "set local synchronous_commit = on"
 
 _ANY_DUE = "select exists (select from message where state = 'due' and due_at <= %(now)s)"
 
@@ -80,6 +79,7 @@ _DEAD = """select m.id from message m left join worker w on w.id = m.worker_id
 
 _GIVE_BACK = f"update message set state = 'due', claim = null, worker_id = null where id = any(array({_DEAD}))"
 
+_UNFINISHED = "select exists (select from message where worker_id = %(worker)s and state in ('claimed', 'in_dot'))"
 _FORGOTTEN = """
 update message set state = 'due', claim = null, worker_id = null
 where worker_id = %(worker)s and state = 'claimed' and claim <> all(%(kept)s)"""
@@ -115,11 +115,11 @@ def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[
     """Claims up to `limit` due messages, those of the highest priority and then those due longest, each with a fresh token.
 
     Registers the worker in the same transaction, so that no claim is ever without somebody whose heart can be listened to. The caller
-    commits before anything of a message reaches the wire.
+    commits before anything of a message reaches the wire; the commit waits for the disk whatever the database's default.
     """
-    conn.exec_driver_sql(_DURABLE)
-    conn.exec_driver_sql(_REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
     rows = conn.exec_driver_sql(_CLAIM, {"worker": worker_id, "now": now, "limit": limit}).all()
+    if rows:
+        conn.exec_driver_sql(_REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
     return sorted(rows, key=lambda row: (-row.priority, row.due_at))
 
 
@@ -161,6 +161,8 @@ def forget(conn: Connection, worker_id: UUID, kept: Sequence[UUID]) -> int:
 
 def begin(conn: Connection, worker_id: UUID, now: datetime) -> set[int]:
     """Puts right what an earlier run of this worker left unfinished when its database was away. Returns the partitions to ring."""
+    if not conn.exec_driver_sql(_UNFINISHED, {"worker": worker_id}).scalar():
+        return set()
     forget(conn, worker_id, [])
     hanging = conn.exec_driver_sql(_HANGING, {"worker": worker_id}).scalars().all()
     return outcome.settle_unknown(conn, hanging, now)

@@ -19,15 +19,18 @@ from app.flow.prepare import Facts, Prepared
 from app.providers import Connection, Transport
 from app.rules.delivery import SENT, Ending, Limits, about_the_relay, ending
 
+WRITTEN_AT_ONCE = 4  # about a millisecond, in which nobody else has a turn
+
 log = logging.getLogger("nurture.deliver")
 
 
 class Couriers:
     """All connections of a run and the letters that wait for one.
 
-    `make` writes a letter when its turn has come, so that its gates are asked a moment before MAIL FROM; `permitted` is asked between its
-    body and its final dot; `settle` gets what came of it; `hungry` is called when more claims would be welcome. `stale` are claims whose
-    facts have grown old while they waited. `unreachable` is set while the relay takes nothing from anybody; `taken` counts what it took.
+    `make` asks the gates and writes a letter; a few are written ahead, so that there is work while the couriers wait for answers.
+    `permitted` is asked between a letter's body and its final dot; `settle` gets what came of it; `hungry` is called when more claims
+    would be welcome. `stale` are claims whose facts have grown old while they waited. `unreachable` is set while the relay takes nothing
+    from anybody; `taken` counts what it took.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Couriers:
         self.make, self.permitted, self.settle, self.hungry = make, permitted, settle, hungry
         self.loop = asyncio.get_running_loop()
         self.ready: deque[tuple[Row, Facts]] = deque()
+        self.letters: deque[tuple[Prepared, Facts]] = deque()
         self.stale: list[Row] = []
         self.carrying: set[UUID] = set()  # the tokens of the letters in somebody's hands
         self.handing = 0  # letters on their way to their dot
@@ -56,26 +60,27 @@ class Couriers:
         self._crowded_until = 0.0
         self._free: deque[asyncio.Future] = deque()
         self._over = asyncio.Event()
+        self._to_write = asyncio.Event()
+        self._writer = asyncio.create_task(self._write())
         self._tasks = [asyncio.create_task(self._courier()) for _ in range(transport.connections)]
 
     @property
     def busy(self) -> bool:
-        return bool(self.carrying or self.ready or self.stale)
+        return bool(self.carrying or self.ready or self.letters or self.stale)
 
     @property
     def tasks(self) -> Sequence[asyncio.Task]:
-        """One per courier; each ends only when the run does, or when our own code is wrong."""
-        return self._tasks
+        """The writer and the couriers; each ends only when the run does, or when our own code is wrong."""
+        return [self._writer, *self._tasks]
 
     def serve(self, claimed: Iterable[Row], facts: Facts) -> None:
         """More letters to carry."""
         self.ready.extend((row, facts) for row in claimed)
-        for _ in range(min(len(self.ready), len(self._free))):
-            self._wake_one()
+        self._to_write.set()
 
     def tokens(self) -> list[UUID]:
         """The tokens of all claims that are waiting or in somebody's hands."""
-        return [*self.carrying, *(row.claim for row, _ in self.ready), *(row.claim for row in self.stale)]
+        return [*self.carrying, *(row.claim for row in self._waiting())]
 
     def take_stale(self) -> list[Row]:
         stale, self.stale = self.stale, []
@@ -93,15 +98,16 @@ class Couriers:
 
     def give_back(self) -> None:
         """What nobody carries yet is due again."""
-        rows = [*(row for row, _ in self.ready), *self.stale]
-        self.ready.clear()
-        self.stale.clear()
+        rows = self._waiting()
+        for held in (self.ready, self.letters, self.stale):
+            held.clear()
         self.settle([self._given_back(row) for row in rows])
 
     async def finish(self, stopping: Callable[[], bool]) -> None:
         """Lets everybody end what he carries. When the worker is to stop, those who hang in their dot are cut off after a while, and
         their mail is unknown."""
         self._over.set()
+        self._to_write.set()
         self._wake_all()
         pending, deadline = set(self._tasks), None
         while pending:
@@ -116,37 +122,62 @@ class Couriers:
             if not task.cancelled() and task.exception():
                 log.error("a courier failed", exc_info=task.exception())
 
+    def _waiting(self) -> list[Row]:
+        return [*(row for row, _ in self.ready), *(one.ready.claimed for one, _ in self.letters), *self.stale]
+
+    async def _write(self) -> None:
+        """Writes letters ahead of the couriers, one for each, letting everybody else have a turn after every few."""
+        count = 0
+        while not self._over.is_set():
+            if not self.ready or len(self.letters) >= self.transport.connections:
+                self._to_write.clear()
+                self.hungry()
+                await self._to_write.wait()
+                continue
+            row, facts = self.ready.popleft()
+            if self._is_fresh(row, facts):
+                made = self.make(facts, row, self.clock())
+                if isinstance(made, Outcome):
+                    self.settle([made])
+                else:
+                    self.letters.append((made, facts))
+                    self._wake_one()
+            count += 1
+            if count % WRITTEN_AT_ONCE == 0:
+                self.hungry()
+                await asyncio.sleep(0)
+
     async def _courier(self) -> None:
         connection: Connection | None = None
         while (turn := await self._next(connection)) is not None:
             if turn is _IDLE:
                 connection = await self._close(connection)
                 continue
-            row, facts = turn
-            self.carrying.add(row.claim)
+            letter, facts = turn
+            token = letter.ready.claimed.claim
+            self.carrying.add(token)
             try:
                 if connection is None or not connection.usable:
                     self._drop(connection)
-                    connection = await self._open(row, facts)
-                if connection is not None:
-                    connection = await self._take_turn(row, facts, connection)
+                    connection = await self._open(letter, facts)
+                if connection is not None and self._is_fresh(letter.ready.claimed, facts):
+                    connection = await self._carry(letter, connection)
             finally:
-                self.carrying.discard(row.claim)
+                self.carrying.discard(token)
                 self.hungry()
         await self._close(connection)
 
-    async def _next(self, connection: Connection | None) -> tuple[Row, Facts] | None:
-        """The next claim; None when the run is over."""
+    async def _next(self, connection: Connection | None) -> tuple[Prepared, Facts] | None:
+        """The next letter; None when the run is over."""
         while not self._over.is_set():
             if connection is None and self._is_crowded():
                 # The relay has just refused another connection: those who have one do the work for a while.
                 self._wake_one()
                 await self._rest(self._crowded_until - self.loop.time())
                 continue
-            if self.ready:
-                if len(self.ready) <= self.transport.connections:
-                    self.hungry()
-                return self.ready.popleft()
+            if self.letters:
+                self._to_write.set()
+                return self.letters.popleft()
             future = self.loop.create_future()
             self._free.append(future)
             alarm = self.loop.call_later(self.limits.idle, _tell, future, _IDLE)
@@ -157,16 +188,12 @@ class Couriers:
                 alarm.cancel()
         return None
 
-    async def _take_turn(self, row: Row, facts: Facts, connection: Connection) -> Connection | None:
-        """Asks the gates, writes the letter, carries it. Returns the connection if it is good for another."""
-        if time.monotonic() - facts.at > self.limits.fresh:
-            self.stale.append(row)
-            return connection
-        made = self.make(facts, row, self.clock())
-        if isinstance(made, Outcome):
-            self.settle([made])
-            return connection
-        return await self._carry(made, connection)
+    def _is_fresh(self, row: Row, facts: Facts) -> bool:
+        """Whether the gates may still be judged by `facts`; if not, the claim waits for newer ones."""
+        if time.monotonic() - facts.at <= self.limits.fresh:
+            return True
+        self.stale.append(row)
+        return False
 
     async def _carry(self, letter: Prepared, connection: Connection | None) -> Connection | None:
         """One letter, to its end."""
@@ -216,23 +243,24 @@ class Couriers:
         self.settle([Outcome(letter.ready.claimed, SENT, self.clock(), reply=reply)])
         return connection
 
-    async def _open(self, row: Row, facts: Facts) -> Connection | None:
-        """A connection. If there is none to be had the claim goes back: to the others, if they have one."""
+    async def _open(self, letter: Prepared, facts: Facts) -> Connection | None:
+        """A connection. If there is none to be had the letter goes back: to the others, if they have one."""
         if self._spare:
             return self._spare.pop()
         try:
             return await self._connect()
         except SendError as error:
-            self.ready.appendleft((row, facts))
+            self.letters.appendleft((letter, facts))
             if self.connected:
                 log.info("the relay wants no more than %d connections: %s", self.connected, error)
                 self._crowded_until = self.loop.time() + self.limits.back_off
+                self._wake_one()
             else:
                 self._is_unreachable(error)
                 self.give_back()
             return None
         except asyncio.CancelledError:
-            self.settle([self._given_back(row)])
+            self.settle([self._given_back(letter.ready.claimed)])
             raise
 
     async def _connect(self) -> Connection:

@@ -20,14 +20,14 @@ from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Connection, Engine, Row, select
 
 from app.config import Settings
 from app.flow import claims
 from app.flow.claims import Heartbeat, recover
 from app.flow.couriers import Couriers
-from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper
-from app.flow.links import Links, load_keyring
+from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper, Held
+from app.flow.links import Keyring, Links, load_keyring
 from app.flow.outcome import Outcome
 from app.flow.prepare import Facts, Preparer
 from app.models import installation
@@ -75,7 +75,7 @@ def transport_for(settings: Settings, engine: Engine, clock: Callable[[], dateti
 
 
 class _Run:
-    """One run. Everything in it belongs to the loop's thread, except `_fetch` and `_preparer`."""
+    """One run. Everything in it belongs to the loop's thread, except what says otherwise."""
 
     def __init__(
         self,
@@ -92,27 +92,33 @@ class _Run:
         self.transport = transport or transport_for(settings, engine, clock, limits)
         self.limits, self.stopping = limits, stopping
         self.threads = ThreadPoolExecutor(4, "deliver")
+        self.database = Held(engine)
 
     async def run(self) -> int:
         self.loop = asyncio.get_running_loop()
         self.until = self.loop.time() + self.limits.horizon
         try:
-            if not await self._in_thread(self._any_due):
+            self.preparer = await self._in_thread(self._begin)
+            if self.preparer is None:
                 return 0
-            self.preparer = await self._in_thread(self._preparer)
             with Heartbeat(self.engine, self.worker_id, self.limits.heartbeat):
-                return await self._deliver()
+                taken = await self._deliver()
+            _preparers[self.engine] = self.preparer
+            return taken
         finally:
+            self.database.close()
             self.threads.shutdown()
 
     async def _deliver(self) -> int:
         self.hungry = asyncio.Event()
-        self.books = Bookkeeper(self.engine, self.clock, self.bells, self.partitions, self.threads, self.limits, self.hungry.set)
-        gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle, max(1, self.transport.connections // 2))
+        self.books = Bookkeeper(self.engine, self.clock, self.bells, self.preparer.partitions, self.threads, self.limits, self.hungry.set)
+        enough = max(1, self.transport.connections * 3 // 4)
+        gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle, enough)
         self.couriers = Couriers(
             self.transport, self.limits, self.clock, self.preparer.make, gate.permitted, self.books.settle, self.hungry.set
         )
-        keepers = [asyncio.create_task(self.books.run()), asyncio.create_task(gate.run(lambda: self.couriers.handing))]
+        couriers = self.couriers
+        keepers = [asyncio.create_task(self.books.run(lambda: couriers.busy)), asyncio.create_task(gate.run(lambda: couriers.handing))]
         try:
             await self._while_all_work(asyncio.create_task(self._feed()), keepers)
         finally:
@@ -124,7 +130,6 @@ class _Run:
             await asyncio.gather(keepers[1], return_exceptions=True)
             with contextlib.suppress(*AWAY):
                 await self._in_thread(self._stop)
-        _preparers[self.engine] = self.preparer
         if self.loop.time() >= self.until:
             self.bells.deliver()
         return self.couriers.taken
@@ -163,10 +168,10 @@ class _Run:
                 continue
             if claimed:
                 couriers.serve(claimed, facts)
-            else:
+            if len(claimed) < size:
                 if not self._is_busy():
                     return
-                # Whoever still carries a letter may do so for minutes; new mail falls due meanwhile.
+                # Nothing more is due. Whoever still carries a letter may do so for minutes; new mail falls due meanwhile.
                 look = self.loop.time() + self.limits.poll
                 while self._is_busy() and (left := look - self.loop.time()) > 0 and not self.stopping():
                     await self._pause(left, self.hungry)
@@ -181,48 +186,49 @@ class _Run:
             await self._pause(patience[min(self.couriers.fruitless, len(patience)) - 1])
         return await self.couriers.reach()
 
+    # In a thread, one at a time:
+
+    def _begin(self) -> Preparer | None:
+        """None when nothing is due; else what this process kept of its last run, compiled templates above all, with today's keys."""
+        found = self.database.do(self._look)
+        if found is None:
+            return None
+        ring, keyring, partitions = found
+        self.bells.advance(ring)
+        kept = _preparers.pop(self.engine, None) or Preparer(partitions)
+        if kept.links is None or (kept.links.keyring, kept.links.base_url) != (keyring, self.settings.base_url):
+            kept.links = Links(self.settings.base_url, keyring)
+        return kept
+
+    def _look(self, conn: Connection) -> tuple[set[int], Keyring, int] | None:
+        if not claims.any_due(conn, self.clock()):
+            return None
+        ring = claims.begin(conn, self.worker_id, self.clock())
+        return ring, load_keyring(conn), conn.execute(select(installation.c.partitions)).scalar_one()
+
     def _fetch(self, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
-        """In a thread: claims more messages and reads what is known of them, and of the claims that waited too long."""
+        """Claims more messages and reads what is known of them, and of the claims that waited too long."""
         claimed = stale
         try:
             if len(stale) < size:
-                with self.engine.begin() as conn:
-                    if claims.any_due(conn, self.clock()):
-                        claimed = stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
+                claimed = stale + self.database.do(lambda conn: claims.claim(conn, self.worker_id, self.clock(), size - len(stale)))
             if not claimed:
                 return [], None
-            with self.engine.connect() as conn:
-                return claimed, self.preparer.gather(conn, claimed, self.clock())
+            return claimed, self.database.do(lambda conn: self.preparer.gather(conn, claimed, self.clock()))
         except BaseException:
             # Nothing of these has touched the wire.
             given_back = [Outcome(row, Ending("due", None), self.clock()) for row in claimed]
             self.loop.call_soon_threadsafe(self.books.settle, given_back)
             raise
 
-    def _forget(self, tokens: Sequence[UUID]) -> None:
-        with self.engine.begin() as conn:
-            claims.forget(conn, self.worker_id, tokens)
-
-    def _preparer(self) -> Preparer:
-        """In a thread: what this process kept of its last run, compiled templates above all, with today's keys."""
-        with self.engine.begin() as conn:
-            partitions = claims.begin(conn, self.worker_id, self.clock())
-            self.partitions = conn.execute(select(installation.c.partitions)).scalar_one()
-            links = Links(self.settings.base_url, load_keyring(conn))
-        self.bells.advance(partitions)
-        kept = _preparers.pop(self.engine, None)
-        if kept is None:
-            return Preparer(links)
-        kept.links = links
-        return kept
-
     def _any_due(self) -> bool:
-        with self.engine.connect() as conn:
-            return claims.any_due(conn, self.clock())
+        return self.database.do(lambda conn: claims.any_due(conn, self.clock()))
+
+    def _forget(self, tokens: Sequence[UUID]) -> int:
+        return self.database.do(lambda conn: claims.forget(conn, self.worker_id, tokens))
 
     def _stop(self) -> None:
-        with self.engine.begin() as conn:
-            claims.stop(conn, self.worker_id)
+        self.database.do(lambda conn: claims.stop(conn, self.worker_id))
 
     async def _in_thread(self, function: Callable, *args: Any) -> Any:
         return await self.loop.run_in_executor(self.threads, function, *args)

@@ -66,12 +66,13 @@ class Bookkeeper:
         self._patience = patience
         self._news.set()
 
-    async def run(self) -> None:
+    async def run(self, more: Callable[[], bool]) -> None:
+        """Until told to finish. `more` says whether further outcomes are on their way: then these wait a little for their company."""
         loop = asyncio.get_running_loop()
         since: float | None = None
         while True:
             await self._news.wait()
-            if not self._over:
+            if not self._over and more():
                 await asyncio.sleep(self.limits.gather)
             self._news.clear()
             batch, self.waiting = self.waiting, []
@@ -129,7 +130,7 @@ class Gatekeeper:
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime], threads: Executor, limits: Limits, settle: Callable, enough: int):
         self.clock, self.threads, self.limits, self.settle, self.enough = clock, threads, limits, settle, enough
-        self._database = _Held(engine)
+        self._database = Held(engine, autocommit=True)
         self._asking: list[tuple[Prepared, asyncio.Future]] = []
         self._bell = asyncio.Event()
 
@@ -184,19 +185,25 @@ class Gatekeeper:
         return self._database.do(lambda conn: claims.commit_dots(conn, batch, self.clock()))
 
 
-class _Held:
-    """One connection kept for one small transaction after another, each a single statement: it saves the pool's and the transaction's
-    round trips. After any error the next use opens a new one."""
+class Held:
+    """One connection kept for one small transaction after another, which saves the pool's round trips. After any error the next use opens
+    a new one. With `autocommit` each statement is a transaction of its own. One thread at a time."""
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    def __init__(self, engine: Engine, *, autocommit: bool = False):
+        self._engine, self._autocommit = engine, autocommit
         self._conn: Connection | None = None
 
     def do(self, work: Callable[[Connection], T]) -> T:
-        if self._conn is None:
-            self._conn = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        """What `work` returns, committed."""
         try:
-            return work(self._conn)
+            if self._conn is None:
+                self._conn = self._engine.connect()
+                if self._autocommit:
+                    self._conn = self._conn.execution_options(isolation_level="AUTOCOMMIT")
+            if self._autocommit:
+                return work(self._conn)
+            with self._conn.begin():
+                return work(self._conn)
         except BaseException:
             self.close()
             raise

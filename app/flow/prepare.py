@@ -46,10 +46,12 @@ class Prepared:
 class Preparer:
     """Makes letters of claims: `gather` reads what is known of many by a few statements, `make` decides and writes one.
 
-    Keeps compiled templates. Each method belongs to one thread at a time.
+    Keeps compiled templates and the number of partitions; `links` is set by the run that uses it. Each method belongs to one thread at a
+    time.
     """
 
-    def __init__(self, links: Links):
+    def __init__(self, partitions: int, links: Links | None = None):
+        self.partitions = partitions
         self.links = links
         self.composer = Composer()
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}

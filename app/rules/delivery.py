@@ -45,7 +45,7 @@ class Limits:
     """All limits of sending in one place. Times in seconds."""
 
     connections: int = 16
-    batch: int = 200  # claimed at once, at most
+    batch: int = 500  # claimed at once, at most
     fresh: float = 0.8  # how old the gates' yes may be at MAIL FROM
     company: float = 0.002  # how long those at their dot wait for others, to be committed together
     gather: float = 0.05  # how long results do
