@@ -427,8 +427,9 @@ def test_invariant_4_never_twice(engine, settings):
         assert max(server.accepted.values()) == 1
         for row in rows.values():
             assert server.accepted[row.message_header] == 1 or row.state == "unknown"
-        # A dot whose connection closed without a word was accepted by this relay, and is not sent again for it.
-        assert sum(server.accepted.values()) == 80
+        # A dot whose connection closed without a word was accepted by this relay, and is not sent again for it. A connection that the
+        # relay closed in the body may take the dot before it shows that it is closed: then nobody knows, and nobody sends again.
+        assert sum(server.accepted.values()) >= 80 - 3
     assert len(settled(engine)) == 80
 
 

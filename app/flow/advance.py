@@ -168,13 +168,11 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
     }
     pending = _PENDING.format(parked=_NOT_PARKED if waits else "")
     rows = conn.exec_driver_sql(pending, values).all()
-    enrollments = conn.exec_driver_sql(_ENROLLMENT_TIMERS, values).all()
-    own = conn.exec_driver_sql(_ACCOUNT_TIMERS, values).all()
-    timers = [(key, Timer(due, ident), f"enrollment:{ident}") for key, ident, due in enrollments]
-    timers += [(key, Timer(due), f"account:{ident}") for key, ident, due in own]
+    due = conn.exec_driver_sql(_TIMERS, values).all()
+    timers = [(key, Timer(at, enrollment), f"enrollment:{enrollment}" if enrollment else f"account:{key}") for key, enrollment, at in due]
     events = [_Event(Event(name, properties, at, received, message, kind, contact, mark, depth, ident), account)
               for ident, kind, name, account, contact, properties, at, received, message, mark, depth in rows]  # fmt: skip
-    full = max(len(rows), len(enrollments), len(own)) >= limit
+    full = max(len(rows), len(due)) >= limit
     if len(events) + len(timers) > limit:
         moments = [(one.event.at, 0) for one in events] + [(timer.at, 1) for _, timer, _ in timers]
         last = sorted(moments)[limit - 1]
@@ -244,12 +242,12 @@ def _accounts(conn: Connection, taken: _Taken, partition: int, now: datetime) ->
         if one.account is not None and one.event.id not in taken.set_aside:
             first.setdefault(one.account, one.event.at)
     keys = set(first) | {key for key, _, _ in taken.timers}
-    accounts = states.load(conn, keys=keys)
+    accounts = states.load(conn, keys=keys, now=now)
     missing = sorted(keys - set(accounts))
     if missing:
         rows = [{"key": key, "partition": partition, "at": first[key]} for key in missing]
         consequences.make_accounts(conn, rows)
-        accounts.update(states.load(conn, keys=missing))
+        accounts.update(states.load(conn, keys=missing, now=now))
     return accounts
 
 
@@ -270,7 +268,7 @@ def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken:
     """Loads the rest of what is known for the accounts where something may be decided."""
     acting = {key for key, occurrence, _ in taken.ordered() if key is not None and journey.needs(book, accounts[key], occurrence)}
     if acting:
-        accounts.update(states.complete(conn, {key: accounts[key] for key in acting}, book.lifecycle.usage, now))
+        accounts.update(states.complete(conn, {key: accounts[key] for key in acting}, book.lifecycle.usage, now, entering=True))
     return accounts
 
 
@@ -334,14 +332,14 @@ _PENDING = """
 select id, kind, name, account_key, contact_key, properties, occurred_at, received_at, message_id, mark, depth from event
 where id = any(array(
     select event_id from event_pending p where partition = %(partition)s {parked} order by received_at, event_id limit %(limit)s))"""
-_ENROLLMENT_TIMERS = """
-select a.external_id, e.id, e.due_at from enrollment e join account a on a.id = e.account_id
-where e.partition = %(partition)s and e.state = 'active' and e.due_at <= %(now)s
-  and e.campaign_id <> all(%(paused)s) and a.external_id <> all(%(accounts)s)
-order by e.due_at, e.id limit %(limit)s"""
-_ACCOUNT_TIMERS = """
-select external_id, id, due_at from account
-where partition = %(partition)s and due_at <= %(now)s and external_id <> all(%(accounts)s) order by due_at, id limit %(limit)s"""
+_TIMERS = """
+(select a.external_id, e.id, e.due_at from enrollment e join account a on a.id = e.account_id
+ where e.partition = %(partition)s and e.state = 'active' and e.due_at <= %(now)s
+   and e.campaign_id <> all(%(paused)s) and a.external_id <> all(%(accounts)s)
+ order by e.due_at, e.id limit %(limit)s)
+union all
+(select external_id, null, due_at from account
+ where partition = %(partition)s and due_at <= %(now)s and external_id <> all(%(accounts)s) order by due_at, id limit %(limit)s)"""
 _MEMBERSHIPS = """
 select c.external_id, a.external_id, a.partition from contact c
 join membership m on m.contact_id = c.id join account a on a.id = m.account_id where c.external_id = any(%(keys)s)"""

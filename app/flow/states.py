@@ -24,28 +24,28 @@ def load(
 ) -> dict[str, Account]:
     """The accounts with these external ids, or these row ids, by external id, with milestones and active enrollments.
 
-    `acting` loads contacts, holds, usage of `metrics` and past enrollments as well (see `complete`); then `now` is needed.
-    Unknown ones are absent.
+    `acting` loads contacts and usage of `metrics` as well (see `complete`). `now` decides which holds still hold; without it none is
+    looked for. Unknown accounts are absent.
     """
     where, wanted = ("external_id", list(keys)) if keys is not None else ("id", list(ids or ()))
-    rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted}).all()
+    rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted, "now": now}).all()
     by_id = {row[0]: _account(row) for row in rows}
-    milestones: dict[int, dict[str, Milestone]] = {}
-    for account_id, name, reached, overdue in conn.exec_driver_sql(_MILESTONES, {"ids": list(by_id)}):
-        milestones.setdefault(account_id, {})[name] = Milestone(reached, overdue)
     enrollments: dict[int, list[Enrollment]] = {}
     for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": list(by_id)}):
         enrollments.setdefault(account_id, []).append(Enrollment(*values))
     found = {}
     for account_id, account in by_id.items():
-        if account_id in milestones or account_id in enrollments:
-            account = replace(account, milestones=milestones.get(account_id, {}), enrollments=tuple(enrollments.get(account_id, ())))
+        if account_id in enrollments:
+            account = replace(account, enrollments=tuple(enrollments[account_id]))
         found[account.key] = account
     return complete(conn, found, metrics, now) if acting and found else found
 
 
-def complete(conn: Connection, accounts: Mapping[str, Account], metrics: Iterable[str], now: datetime) -> dict[str, Account]:
-    """The same accounts with contacts, holds, usage and past enrollments: what is needed where something may be decided."""
+def complete(
+    conn: Connection, accounts: Mapping[str, Account], metrics: Iterable[str], now: datetime, *, entering: bool = False
+) -> dict[str, Account]:
+    """The same accounts with contacts and usage: what is needed where something may be decided. `entering` loads the enrollments that
+    have ended, too: whoever may enter a campaign may have been in it before."""
     ids = [account.id for account in accounts.values()]
     names = {account.id: account.key for account in accounts.values()}
     contacts: dict[str, dict[str, Contact]] = {key: {} for key in accounts}
@@ -61,9 +61,9 @@ def complete(conn: Connection, accounts: Mapping[str, Account], metrics: Iterabl
             days.setdefault(account_id, {}).setdefault(metric, []).append((_ordinal(day), count))
             lasts[account_id, metric] = max(lasts.get((account_id, metric), last), last)
     past: dict[int, list[Past]] = {}
-    for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
-        past.setdefault(account_id, []).append(Past(*values))
-    holds = dict(conn.exec_driver_sql(_HOLDS, {"ids": ids, "now": now}).all())
+    if entering:
+        for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
+            past.setdefault(account_id, []).append(Past(*values))
     completed = {}
     for key, account in accounts.items():
         usage = {metric: Usage(tuple(found), lasts[account.id, metric]) for metric, found in days.get(account.id, {}).items()}
@@ -72,7 +72,6 @@ def complete(conn: Connection, accounts: Mapping[str, Account], metrics: Iterabl
             contacts=contacts[key],
             usage={**none, **usage},
             past=tuple(past.get(account.id, ())),
-            held=holds.get(account.id),
         )
     return completed
 
@@ -87,7 +86,7 @@ def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock:
 
 def _account(row: Sequence) -> Account:
     (ident, key, name, touch, timezone, owner_name, owner_email, seats, since, renewal, revenue, traits, clocks, stage, entered) = row[:15]
-    score, band, assessed, created, candidates, due = row[15:]
+    score, band, assessed, created, candidates, due, milestones, held = row[15:]
     return Account(
         key=key,
         id=ident,
@@ -108,7 +107,13 @@ def _account(row: Sequence) -> Account:
         created_at=created,
         candidates=tuple(candidates),
         due_at=due,
+        milestones={name: Milestone(_moment(reached), _moment(overdue)) for name, reached, overdue in milestones or ()},
+        held=held,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _contact(row: Sequence) -> Contact:
@@ -139,9 +144,11 @@ def _ordinal(day: date) -> int:
 _NO_HEALTH = Health()
 _ACCOUNTS = """
 select id, external_id, name, touch, timezone, owner_name, owner_email, seats, customer_since, renewal_date, revenue, traits, clocks,
-       stage, stage_entered_at, health_score, health_band, health_at, created_at, candidates, due_at
+       stage, stage_entered_at, health_score, health_band, health_at, created_at, candidates, due_at,
+       (select jsonb_agg(jsonb_build_array(m.name, m.reached_at, m.overdue_at)) from milestone m where m.account_id = account.id),
+       (select h.reason from hold h
+        where h.account_id = account.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1)
 from account where {where} = any(%(wanted)s)"""
-_MILESTONES = "select account_id, name, reached_at, overdue_at from milestone where account_id = any(%(ids)s)"
 _ENROLLMENTS = """
 select e.account_id, e.id, c.key, e.version_id, p.external_id, e.shadow, e.held_out, e.step_id, e.occurrence, e.position, e.entry,
        e.entered_at, e.due_at, e.goal_at, e.state, e.ended_at, e.end_reason
@@ -163,6 +170,3 @@ _PAST = """
 select e.account_id, c.key, p.external_id, e.shadow, max(e.ended_at)
 from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id
 where e.account_id = any(%(ids)s) and e.state <> 'active' group by 1, 2, 3, 4"""
-_HOLDS = """
-select distinct on (account_id) account_id, reason from hold
-where account_id = any(%(ids)s) and released_at is null and (until is null or until > %(now)s)"""
