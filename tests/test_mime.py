@@ -60,7 +60,8 @@ def sound(raw: bytes) -> None:
     assert b"\r" not in raw.replace(b"\r\n", b"") and b"\n" not in raw.replace(b"\r\n", b"")
     assert max(raw) < 128 and 0 not in raw
     assert max(map(len, raw.split(b"\r\n"))) <= 998
-    body = raw.split(b"Content-Transfer-Encoding: base64\r\n\r\n")[1]
+    assert b"\r\n." not in raw, "nothing to stuff"
+    body = raw.split(b"Content-Transfer-Encoding: base64\r\n\r\n")[-1]
     assert max(map(len, body.split(b"\r\n"))) <= 76
 
 
@@ -128,8 +129,8 @@ def test_the_date_is_in_utc():
 
 
 def test_short_ascii_text_goes_as_it_is_and_other_text_stays_readable():
-    plain = message(Rendered(text="Hello\n.\nFine\n"))
-    assert b"Content-Transfer-Encoding: 7bit\r\n\r\nHello\r\n.\r\nFine\r\n" in plain
+    plain = message(Rendered(text="Hello\n\nFine\n"))
+    assert b"Content-Transfer-Encoding: 7bit\r\n\r\nHello\r\n\r\nFine\r\n" in plain
     assert b"Content-Transfer-Encoding: quoted-printable\r\n\r\nGr=C3=BC=C3=9Fe" in message()
     long = message(Rendered(text="x" * 5_000))
     sound(long)
@@ -257,3 +258,13 @@ def test_long_and_odd_subjects(subject):
     sound(raw)
     assert all(len(line) <= 78 for line in raw_headers(raw).split("\r\n") if not line.startswith(("List-", "X-", "Feedback")))
     assert parsed(raw)["Subject"] == subject.strip()
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([".", "..", "\n", "\r", "\r\n", "From ", "a", " ", "ä", "=", "x" * 80, "x" * 1200])).map("".join))
+def test_any_text_goes_without_a_line_that_needs_stuffing(text):
+    """Dots, lone line ends and long lines: the wire sees CRLF only, and no line begins with a dot."""
+    raw = message(Rendered(text=text))
+    sound(raw)
+    found = parsed(raw).get_body(("plain",)).get_content().replace("\r\n", "\n")
+    assert found.rstrip("\n") == text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")

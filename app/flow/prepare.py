@@ -152,7 +152,7 @@ class Preparer:
             message_id=message_id,
             transactional=transactional,
         )
-        letter = Letter(message_id, address, mime.address(contact.address, "To"), data)
+        letter = Letter(message_id, address, mime.address(contact.address, "To"), data, plain=True)
         return Prepared(Ready(row, contact.person, header, mail.subject, kept, mail.links), letter)
 
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection
 
 from app.rules.facts import Account, Contact, Enrollment, Health, Milestone, Past, Usage
 
-USAGE_DAYS = 400  # how far back windows of usage may look
+USAGE_KEPT = timedelta(days=400)  # how far back windows of usage may look
 
 
 def load(
@@ -29,16 +30,12 @@ def load(
     """
     where, wanted = ("external_id", list(keys)) if keys is not None else ("id", list(ids or ()))
     rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted, "now": now}).all()
-    by_id = {row[0]: _account(row) for row in rows}
+    known = [row[0] for row in rows]
     enrollments: dict[int, list[Enrollment]] = {}
-    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": list(by_id)}):
+    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": known}):
         enrollments.setdefault(account_id, []).append(Enrollment(*values))
-    found = {}
-    for account_id, account in by_id.items():
-        if account_id in enrollments:
-            account = replace(account, enrollments=tuple(enrollments[account_id]))
-        found[account.key] = account
-    return complete(conn, found, metrics, now) if acting and found else found
+    rest = _rest(conn, known, metrics, now, False) if acting else {}
+    return {row[1]: _account(row, enrollments=tuple(enrollments.get(row[0], ())), **rest.get(row[0], {})) for row in rows}
 
 
 def complete(
@@ -46,34 +43,29 @@ def complete(
 ) -> dict[str, Account]:
     """The same accounts with contacts and usage: what is needed where something may be decided. `entering` loads the enrollments that
     have ended, too: whoever may enter a campaign may have been in it before."""
-    ids = [account.id for account in accounts.values()]
-    names = {account.id: account.key for account in accounts.values()}
-    contacts: dict[str, dict[str, Contact]] = {key: {} for key in accounts}
+    rest = _rest(conn, [account.id for account in accounts.values()], metrics, now, entering)
+    return {key: replace(account, **rest[account.id]) for key, account in accounts.items()}
+
+
+def _rest(conn: Connection, ids: Sequence[int], metrics: Iterable[str], now: datetime, entering: bool) -> dict[int, dict[str, Any]]:
+    """By account: contacts, usage of all `metrics`, and with `entering` the enrollments that have ended."""
+    none = {metric: Usage() for metric in metrics}
+    rest: dict[int, dict[str, Any]] = {ident: {"contacts": {}, "usage": none} for ident in ids}
     for account_id, *values in conn.exec_driver_sql(_CONTACTS, {"ids": ids, "now": now}):
         contact = _contact(values)
-        contacts[names[account_id]][contact.key] = contact
-    none = {metric: Usage() for metric in metrics}
-    days: dict[int, dict[str, list[tuple[int, int]]]] = {}
-    lasts: dict[tuple[int, str], datetime] = {}
-    since = now.date() - timedelta(days=USAGE_DAYS)
+        rest[account_id]["contacts"][contact.key] = contact
     if none:
-        for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": since}):
-            days.setdefault(account_id, {}).setdefault(metric, []).append((_ordinal(day), count))
+        days: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        lasts: dict[tuple[int, str], datetime] = {}
+        for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": now.date() - USAGE_KEPT}):
+            days.setdefault((account_id, metric), []).append((day.toordinal(), count))
             lasts[account_id, metric] = max(lasts.get((account_id, metric), last), last)
-    past: dict[int, list[Past]] = {}
+        for (account_id, metric), counts in days.items():
+            rest[account_id]["usage"] = {**rest[account_id]["usage"], metric: Usage(tuple(counts), lasts[account_id, metric])}
     if entering:
         for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
-            past.setdefault(account_id, []).append(Past(*values))
-    completed = {}
-    for key, account in accounts.items():
-        usage = {metric: Usage(tuple(found), lasts[account.id, metric]) for metric, found in days.get(account.id, {}).items()}
-        completed[key] = replace(
-            account,
-            contacts=contacts[key],
-            usage={**none, **usage},
-            past=tuple(past.get(account.id, ())),
-        )
-    return completed
+            rest[account_id]["past"] = (*rest[account_id].get("past", ()), Past(*values))
+    return rest
 
 
 def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock: bool = False) -> dict[str, Contact]:
@@ -84,7 +76,7 @@ def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock:
     return {contact.key: contact for contact in map(_contact, rows)}
 
 
-def _account(row: Sequence) -> Account:
+def _account(row: Sequence, **more: Any) -> Account:
     (ident, key, name, touch, timezone, owner_name, owner_email, seats, since, renewal, revenue, traits, clocks, stage, entered) = row[:15]
     score, band, assessed, created, candidates, due, milestones, held = row[15:]
     return Account(
@@ -109,6 +101,7 @@ def _account(row: Sequence) -> Account:
         due_at=due,
         milestones={name: Milestone(_moment(reached), _moment(overdue)) for name, reached, overdue in milestones or ()},
         held=held,
+        **more,
     )
 
 
@@ -135,10 +128,6 @@ def _contact(row: Sequence) -> Contact:
         held=held,
         clocks=clocks,
     )
-
-
-def _ordinal(day: date) -> int:
-    return day.toordinal()
 
 
 _NO_HEALTH = Health()

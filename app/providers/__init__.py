@@ -22,12 +22,14 @@ class Letter:
     """One email with its envelope: one sender, one recipient (S-18).
 
     `data` is the whole message with CRLF line ends and without dot-stuffing, which is the transport's. Addresses are ASCII (M-11).
+    `plain` says that whoever made it has seen to it that all line ends are CRLF and no line begins with a dot.
     """
 
     message_id: UUID
     sender: str
     recipient: str
     data: bytes
+    plain: bool = False
 
 
 class Connection(Protocol):

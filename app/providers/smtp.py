@@ -230,6 +230,8 @@ class SmtpConnection:
 
     def _stuffed(self, letter: Letter) -> bytes:
         data = letter.data
+        if letter.plain:
+            return data
         if _BARE_CR.search(data) or data.count(b"\r") != data.count(b"\n"):
             # Some servers end a message at a bare LF before a dot: what follows would be a message of its own (S-07).
             raise SendError("perm", "data", "the message has a bare CR or LF")
