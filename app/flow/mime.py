@@ -254,6 +254,11 @@ def _encoded_text(text: str) -> tuple[bytes, bytes]:
         return b"7bit", text.replace("\n", "\r\n").encode("ascii")
     raw = text.replace("\x00", "").encode("utf-8", "replace")
     printable = b2a_qp(raw, istext=True).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    if b"\n." in printable:
+        # A soft break before a dot. Where the line has no room for the dot's longer spelling, the whole goes as base64.
+        printable = printable.replace(b"\n.", b"\n=2E")
+        if max(map(len, printable.split(b"\r\n"))) > LINE:
+            return b"base64", _base64(raw)
     return (b"quoted-printable", printable) if _sound(printable) else (b"base64", _base64(raw))
 
 
