@@ -5,18 +5,22 @@ The flow functions commit for themselves (a batch, a claim), so a job that dies 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from threading import Event
+from threading import Event, Lock, Thread
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings, load
 from app.db import connect
 from app.errors import SettingError
 from app.queue import Bells
+
+log = logging.getLogger("nurture.jobs")
 
 
 def advance(partition: int) -> None:
@@ -28,11 +32,8 @@ def advance(partition: int) -> None:
 
 
 def deliver() -> None:
-    """Sends what is due."""
-    from app.flow import deliver as flow
-
-    here = workplace()
-    flow.run(here.engine, here.settings, here.worker_id, clock, here.bells, stopping=here.stopping.is_set)
+    """Has this process's sender look for what is due."""
+    workplace().sender.ring()
 
 
 def assess() -> None:
@@ -59,6 +60,42 @@ def recover() -> None:
     flow.recover(here.engine, clock, here.bells)
 
 
+class Sender:
+    """Runs `flow.deliver` in a thread of its own: while there is mail, and a little longer with its connections open, so that a ring costs
+    no more than a look. It dies with a claim in hand like any worker, and what it had is recovered."""
+
+    def __init__(self, settings: Settings, engine: Engine, bells: Bells, worker_id: UUID, stopping: Event):
+        self._settings, self._engine, self._bells = settings, engine, bells
+        self._worker_id, self._stopping = worker_id, stopping
+        self._rung = Event()
+        self._starting = Lock()
+        self._thread: Thread | None = None
+
+    def ring(self) -> None:
+        """Look for mail. Returns at once. A ring that comes just as a run ends is the next tick's to repeat."""
+        self._rung.set()
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = Thread(target=self._run, name="deliver")
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the run to end, which `stopping` has been asked to."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        from app.flow import deliver as flow
+
+        options = {"stopping": self._stopping.is_set, "rung": self._rung}
+        try:
+            flow.run(self._engine, self._settings, self._worker_id, clock, self._bells, **options)
+        except DBAPIError as error:
+            log.warning("sending: the database does not answer: %s", str(error.orig).strip().partition("\n")[0])
+        except Exception:
+            log.exception("sending failed; the next tick has it start again")
+
+
 @dataclass(frozen=True, slots=True)
 class Workplace:
     """What the jobs of one process share. `worker_id` is this process's; `stopping` is set when it is to end soon."""
@@ -68,6 +105,7 @@ class Workplace:
     bells: Bells
     worker_id: UUID
     stopping: Event
+    sender: Sender
 
 
 @cache
@@ -76,7 +114,8 @@ def workplace() -> Workplace:
     settings = load()
     if not settings.database_url:
         raise SettingError("DATABASE_URL", "is needed to work; `nurture up` sets it for the workers it starts")
-    return Workplace(settings, connect(settings.database_url), Bells(settings.redis_url), uuid4(), Event())
+    engine, bells, worker_id, stopping = connect(settings.database_url), Bells(settings.redis_url), uuid4(), Event()
+    return Workplace(settings, engine, bells, worker_id, stopping, Sender(settings, engine, bells, worker_id, stopping))
 
 
 def clock() -> datetime:

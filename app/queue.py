@@ -26,9 +26,7 @@ from sqlalchemy import Connection, text
 log = logging.getLogger("nurture.queue")
 
 ADVANCE, DELIVER, CHORES = "advance", "deliver", "chores"
-JOB_SECONDS = 120
-# Longer than the relay may take to answer the final dot (600 s), after which a claim is given up anyway.
-DELIVER_SECONDS = 3600
+JOB_SECONDS = 120  # a deliver job only wakes the sender, whose dots may take longer
 BREAK_SECONDS = 1.0
 CONNECT_SECONDS = 0.1
 ANSWER_SECONDS = 0.2
@@ -76,25 +74,25 @@ class Bells:
 
     def advance(self, partitions: Iterable[int]) -> None:
         """Look at these partitions."""
-        self._ring(ADVANCE, [(f"advance:{number}", "app.jobs.advance", (number,)) for number in sorted(set(partitions))], JOB_SECONDS)
+        self._ring(ADVANCE, [(f"advance:{number}", "app.jobs.advance", (number,)) for number in sorted(set(partitions))])
 
     def deliver(self) -> None:
         """There is mail to send."""
-        self._ring(DELIVER, [("deliver", "app.jobs.deliver", ())], DELIVER_SECONDS)
+        self._ring(DELIVER, [("deliver", "app.jobs.deliver", ())])
 
     def assess(self) -> None:
         """The health of some accounts is to be assessed."""
-        self._ring(CHORES, [("assess", "app.jobs.assess", ())], JOB_SECONDS)
+        self._ring(CHORES, [("assess", "app.jobs.assess", ())])
 
     def settle(self) -> None:
         """Some clicks are old enough to be judged for good."""
-        self._ring(CHORES, [("settle", "app.jobs.settle", ())], JOB_SECONDS)
+        self._ring(CHORES, [("settle", "app.jobs.settle", ())])
 
     def recover(self) -> None:
         """Some messages are claimed by a worker that is dead."""
-        self._ring(CHORES, [("recover", "app.jobs.recover", ())], JOB_SECONDS)
+        self._ring(CHORES, [("recover", "app.jobs.recover", ())])
 
-    def _ring(self, name: str, bells: Sequence[tuple[str, str, tuple]], seconds: int) -> None:
+    def _ring(self, name: str, bells: Sequence[tuple[str, str, tuple]]) -> None:
         if not bells or self._client is None or time.monotonic() < self._silent_until:
             return
         queue_key = Queue.redis_queue_namespace_prefix + name
@@ -105,7 +103,7 @@ class Bells:
             if silent:
                 arguments = [FORGET_SECONDS]
                 for index in silent:
-                    arguments += self._job(name, *bells[index], seconds)
+                    arguments += self._job(name, *bells[index])
                 self._push(keys=[Queue.redis_queues_keys, queue_key, *(keys[index] for index in silent)], args=arguments)
         except redis.RedisError as error:
             self._silent_until = time.monotonic() + BREAK_SECONDS
@@ -113,17 +111,17 @@ class Bells:
                 self._said_at = time.monotonic()
                 log.warning("Redis does not answer, bells are silent: %s", error)
 
-    def _job(self, name: str, bell: str, function: str, args: tuple, seconds: int) -> list:
+    def _job(self, name: str, bell: str, function: str, args: tuple) -> list:
         fields = self._fields.get(bell)
         if fields is None:
-            fields = self._fields[bell] = self._template(name, bell, function, args, seconds)
+            fields = self._fields[bell] = self._template(name, bell, function, args)
         job_id, at = str(uuid4()), utcformat(utc_now())
         return [job_id, Job.key_for(job_id), len(fields) + 4, *fields, "created_at", at, "enqueued_at", at]
 
-    def _template(self, name: str, bell: str, function: str, args: tuple, seconds: int) -> list:
+    def _template(self, name: str, bell: str, function: str, args: tuple) -> list:
         # RQ's own words for this job, made once: making them for every ring would cost a batch of events as much as storing it.
         queue = Queue(name, connection=self._client, serializer=JSONSerializer)
-        job = queue.create_job(function, args, timeout=seconds, result_ttl=0, failure_ttl=60, description=bell, status=JobStatus.QUEUED)
+        job = queue.create_job(function, args, timeout=JOB_SECONDS, result_ttl=0, failure_ttl=60, description=bell, status=JobStatus.QUEUED)
         job.origin = name
         words = job.to_dict()
         return [part for field in words if field not in ("created_at", "enqueued_at") for part in (field, words[field])]

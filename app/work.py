@@ -115,6 +115,7 @@ def run_listener(role: str, stop: Stop) -> None:
         if not stop:
             look(role, stop)
         stop.asked.wait(max(0.05, began + 1 - time.monotonic()))
+    here.sender.finish()
 
 
 def look(role: str, stop: Stop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from email import message_from_bytes
 from uuid import uuid4
@@ -23,6 +24,7 @@ from app.rules.delivery import SENT, Ending
 from tests.cast import Cast
 from tests.conftest import NOW
 from tests.faulty_smtp import FaultySmtp
+from tests.processes import eventually
 
 QUICK = Limits(poll=0.02, gather=0.0, patience=(0.05,), back_off=1.0, heartbeat=0.2, farewell=0.5)
 WORKER = uuid4()
@@ -98,6 +100,27 @@ def test_the_mail_carries_what_the_standards_ask(engine, send, settings):
     assert row.person == "ada@acorn.test"
     assert row.links == ["https://app.example.com/report?of=acorn"]
     assert row.values == {"account": {"id": "acorn", "name": "Acorn"}, "contact": {"first_name": "Ada"}}
+
+
+def test_a_run_that_lingers_takes_the_next_mail_over_the_connection_it_has(engine, settings, clock):
+    """A ring finds it waiting; without one it ends by itself."""
+    rung = threading.Event()
+    limits = replace(QUICK, idle=1.0)
+    with engine.begin() as conn:
+        Cast(conn, NOW).messages(1)
+    with FaultySmtp() as server:
+        relay = Smtp(server.url, connections=4)
+        options = {"transport": relay, "limits": limits, "rung": rung}
+        lingering = threading.Thread(target=run, args=(engine, settings, WORKER, clock, Bells(None)), kwargs=options)
+        lingering.start()
+        eventually(lambda: sum(server.accepted.values()) == 1)
+        with engine.begin() as conn:
+            conn.execute(text("update message set state = 'due', claim = null, worker_id = null, settled_at = null"))
+        rung.set()
+        eventually(lambda: server.dots == 2)
+        assert server.connections == 1
+        lingering.join(10)
+        assert not lingering.is_alive()
 
 
 def test_the_higher_priority_goes_first(engine, send):

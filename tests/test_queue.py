@@ -56,7 +56,7 @@ def test_each_bell_is_a_job_that_rq_can_read(bells, client):
     assert waiting(client, "chores") == [("app.jobs.assess",), ("app.jobs.settle",), ("app.jobs.recover",)]
     assert {queue.name for queue in Queue.all(connection=client)} == {"advance", "deliver", "chores"}
     job = Job.fetch(Queue("deliver", connection=client).job_ids[0], connection=client, serializer=JSONSerializer)
-    assert (job.timeout, job.result_ttl, job.failure_ttl, job.retries_left) == (3600, 0, 60, None)
+    assert (job.timeout, job.result_ttl, job.failure_ttl, job.retries_left) == (120, 0, 60, None)
 
 
 def test_a_bell_is_rung_again_only_when_its_job_was_taken(bells, client):

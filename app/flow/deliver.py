@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -52,6 +53,7 @@ def run(
     transport: Transport | None = None,
     limits: Limits | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    rung: threading.Event | None = None,
 ) -> int:
     """Sends all mail that is due, and what falls due meanwhile; returns how many messages the relay took.
 
@@ -59,9 +61,12 @@ def run(
     tried again with growing pauses, without claiming anything; a database that goes away is waited for, and results are written when it
     is back. Ends when nothing is due, when `stopping()` says so, or after `limits.horizon` seconds with a ring for the next run. Never
     raises for what a relay, a recipient or a template does.
+
+    With `rung` it lingers when nothing is due, its connections open, for `limits.idle` seconds: whoever sets the event has it look again,
+    which spares the next mail the way to the relay.
     """
     limits = limits or Limits()
-    return asyncio.run(_Run(engine, settings, worker_id, clock, bells, transport, limits, stopping).run())
+    return asyncio.run(_Run(engine, settings, worker_id, clock, bells, transport, limits, stopping, rung).run())
 
 
 def transport_for(settings: Settings, engine: Engine, clock: Callable[[], datetime], limits: Limits) -> Transport:
@@ -87,10 +92,11 @@ class _Run:
         transport: Transport | None,
         limits: Limits,
         stopping: Callable[[], bool],
+        rung: threading.Event | None,
     ):
         self.engine, self.settings, self.worker_id, self.clock, self.bells = engine, settings, worker_id, clock, bells
         self.transport = transport or transport_for(settings, engine, clock, limits)
-        self.limits, self.stopping = limits, stopping
+        self.limits, self.stopping, self.rung = limits, stopping, rung
         self.threads = ThreadPoolExecutor(4, "deliver")
         self.database = Held(engine)
 
@@ -157,6 +163,8 @@ class _Run:
                 await self._pause(self.limits.poll, self.hungry)
                 continue
             try:
+                if self.rung:
+                    self.rung.clear()  # before the look: what falls due after it rings again
                 if doubt:
                     await self._in_thread(self._forget, couriers.tokens())
                     doubt = False
@@ -170,11 +178,21 @@ class _Run:
                 couriers.serve(claimed, facts)
             if len(claimed) < size:
                 if not self._is_busy():
+                    if await self._linger():
+                        continue
                     return
                 # Nothing more is due. Whoever still carries a letter may do so for minutes; new mail falls due meanwhile.
                 look = self.loop.time() + self.limits.poll
                 while self._is_busy() and (left := look - self.loop.time()) > 0 and not self.stopping():
                     await self._pause(left, self.hungry)
+
+    async def _linger(self) -> bool:
+        """Nothing is due. Whether somebody rings before this is given up."""
+        until = min(self.until, self.loop.time() + self.limits.idle) if self.rung else 0
+        while (left := until - self.loop.time()) > 0 and not self.stopping():
+            if await self._in_thread(self.rung.wait, min(left, 0.5)):
+                return True
+        return False
 
     def _is_busy(self) -> bool:
         return self.couriers.busy or self.books.busy
