@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic_core import to_json
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app.flow import states
 from app.flow.advance import advance, run_partition
+from app.flow.ingest import accept
+from app.flow.items import read_items
 from app.models import (
     account,
     contact,
@@ -22,6 +28,7 @@ from app.models import (
     message,
     milestone,
     parked,
+    source,
     stage_history,
     usage_day,
 )
@@ -224,8 +231,8 @@ def test_old_events_and_history_enroll_nobody(published):
     assert sorted(reason for (reason,) in rows(published, decision, decision.c.reason)) == ["backfill", "too_old"]
 
 
-def test_a_publish_moves_nobody_who_is_inside(published, tmp_path):
-    """Invariant 7: whoever is inside stays on the version they entered."""
+def test_invariant_7_versions_do_not_move(published, tmp_path):
+    """Whoever is inside stays on the version they entered; who enters later gets the new one."""
     post(published, *ADA, track("signed_up"))
     run(published)
     publish_campaigns(published, tmp_path / "campaigns", {"onboarding/welcome": WELCOME.replace("wait: 2d", "wait: 9d")}, at("1h"))
@@ -274,3 +281,42 @@ def test_usage_is_seen_by_conditions(engine, tmp_path):
     post(engine, track("logged_in"), track("signed_up"), now=at() + timedelta(hours=1))
     run(engine, at("1h"))
     assert count(engine, message) == 1
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=40),
+    st.sampled_from(
+        ["0001-01-01", "9999-12-31T23:59:59-14:00", "2026-02-30", "Europe/Berlin", "../../etc", "a@b.example", "a@b", "@", "x" * 400]
+        + ["a@" + "b" * 300 + ".example", "ä@ü.example", "a\r\nBcc: b@c.example", "admin,champion", "\u202eevil", "de-AT", "1e999"]
+    ),
+)
+JSON = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6)
+NAMES = ["name", "touch", "timezone", "owner", "seats", "created_at", "renewal_date", "revenue", "email", "first_name", "lastName", "roles"]
+TRAITS = st.dictionaries(st.sampled_from([*NAMES, "locale", "plan", "partner", "title", "anything"]), JSON, max_size=8)
+KINDS = st.sampled_from(["group", "identify", "track", "alias", "page"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(KINDS, TRAITS, st.sampled_from(["acorn", "bolt"]), st.sampled_from(["ada", "bo", None])), min_size=1, max_size=8))
+def test_invariant_12_nothing_from_outside_stops_a_worker(published, story):
+    """Whatever traits and properties say, nothing is parked, nothing stays pending, and the next account is served."""
+    said = uuid4().hex
+    items = []
+    for number, (kind, traits, key, who) in enumerate(story):
+        item = {"type": kind, "messageId": f"{said}-{number}", "context": {"groupId": key}, "timestamp": at().isoformat()}
+        item |= {"userId": who} if who else {"anonymousId": "x"}
+        item |= {"traits": traits} if kind in ("group", "identify") else {"properties": traits}
+        item |= {"groupId": key} if kind == "group" else {"previousId": "old"} if kind == "alias" else {"event": "signed_up"}
+        items.append(item)
+    read, _ = read_items(to_json({"batch": items}), at())  # what the API refuses never comes this far
+    with published.begin() as conn:
+        ident = conn.execute(select(source.c.id).where(source.c.name == "odd")).scalar()
+        ident = ident or conn.execute(source.insert().values(name="odd").returning(source.c.id)).scalar_one()
+        accept(conn, ident, read, at(), 64)
+    run(published)
+    assert rows(published, parked, parked.c.traceback) == []
+    assert count(published, event_pending) == 0

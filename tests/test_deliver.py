@@ -338,7 +338,7 @@ class Unsubscribing(Smtp):
         (lambda conn: conn.execute(update(models.contact).values(address="ädä@acorn.test")), "skipped", "eai_unsupported"),
     ],
 )
-def test_every_no_and_not_yet_has_its_reason(engine, send, change, state, reason):
+def test_invariant_8_every_no_and_not_yet_has_its_reason(engine, send, change, state, reason):
     """Invariant 8, for the gates that deliver decides again."""
     with engine.begin() as conn:
         message_id = due(conn)
