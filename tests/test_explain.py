@@ -230,6 +230,23 @@ def test_a_contact_of_two_accounts_has_a_story_for_each_and_ambiguous_events_are
     assert [one.account for one in found.stories] == ["acorn", "birch"]
     assert "account_ambiguous" in [line.reason for line in found.notes]
     assert tell.only(account="birch").account == "birch"
+    assert [reasons_of(one) for one in found.stories] == [["account_ambiguous"], ["account_ambiguous"]]
+
+
+def test_what_a_hold_kept_waiting_is_due_when_the_hold_is_released(tell, settings):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    with tell.engine.begin() as conn:
+        on_account = holding.hold(conn, "Open ticket", START, account="acorn")
+        on_contact = holding.hold(conn, "On leave", START, contact="ada")
+    deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None))
+    soon = START + timedelta(minutes=1)
+    for hold, state in ((on_account, "due"), (on_contact, "sent")):
+        with tell.engine.begin() as conn:
+            assert conn.execute(text("select due_at > :soon from message where state = 'due'"), {"soon": soon}).scalar_one()
+            holding.release(conn, hold, soon)
+        deliver.run(tell.engine, settings, uuid4(), lambda: soon, Bells(None))
+        assert tell.only(now=soon).letters[0].state == state
 
 
 def test_the_address_finds_every_contact_that_has_it(tell):

@@ -286,6 +286,8 @@ def _recompute(
             continue
         if row.pending:
             return line("trigger", "too_soon_to_say", trigger, event.at)
+        if row.account_key is None:
+            return line("trigger", "account_ambiguous", trigger, event.at)
         if row.mark:
             return line("trigger", row.mark, {**trigger, "occurred_at": row.occurred_at.isoformat()}, event.at)
         if event.at < published[min(one for one, found in book.versions.items() if found.key == version.key)]:

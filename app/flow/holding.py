@@ -11,6 +11,7 @@ from app.errors import InputError, NotFound
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import find_contact
 from app.models import hold as holds_table
+from app.models import message as messages
 
 LONGEST = timedelta(days=3653)
 
@@ -46,10 +47,20 @@ def hold(
 
 
 def release(conn: Connection, hold_id: int, now: datetime) -> None:
-    """Ends the hold at once. Raises NotFound when there is none in force with that id."""
-    ended = update(holds_table).where(holds_table.c.id == hold_id, holds_table.c.released_at.is_(None)).values(released_at=now)
-    if not 0 <= hold_id < 2**63 or conn.execute(ended).rowcount != 1:
+    """Ends the hold at once: what waited because of it is due now. Raises NotFound when there is none in force with that id."""
+    ended = (
+        update(holds_table)
+        .where(holds_table.c.id == hold_id, holds_table.c.released_at.is_(None))
+        .values(released_at=now)
+        .returning(holds_table.c.account_id, holds_table.c.contact_id)
+    )
+    row = conn.execute(ended).one_or_none() if 0 <= hold_id < 2**63 else None
+    if row is None:
         raise NotFound(f"There is no hold {hold_id} in force.")
+    whose = messages.c.account_id == row.account_id if row.account_id is not None else messages.c.contact_id == row.contact_id
+    # The gates are decided again before anything is sent, so another hold goes on holding.
+    waiting = (whose, messages.c.state == "due", messages.c.reason == "held", messages.c.due_at > now)
+    conn.execute(update(messages).where(*waiting).values(due_at=now))
 
 
 def list_holds(conn: Connection, now: datetime) -> list[dict[str, Any]]:
