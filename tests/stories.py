@@ -136,7 +136,7 @@ def busy(engine: Engine, now: datetime) -> list[int]:
 
 
 def group(key: str = "acorn", contact: str | None = "ada", **traits: Any) -> dict:
-    return {"type": "group", "groupId": key, **({"userId": contact} if contact else {"anonymousId": "x"}), "traits": traits}
+    return {"type": "group", "groupId": key, **({"userId": contact} if contact else {}), "traits": traits}
 
 
 def identify(contact: str = "ada", key: str | None = "acorn", **traits: Any) -> dict:
@@ -144,5 +144,5 @@ def identify(contact: str = "ada", key: str | None = "acorn", **traits: Any) -> 
 
 
 def track(event: str, contact: str | None = "ada", key: str | None = "acorn", **properties: Any) -> dict:
-    who = {"userId": contact} if contact else {"anonymousId": "x"}
+    who = {"userId": contact} if contact else {}
     return {"type": "track", "event": event, **who, "properties": properties, "context": {"groupId": key} if key else {}}

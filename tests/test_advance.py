@@ -223,6 +223,30 @@ def test_an_alias_leads_later_events_to_the_contact(published):
     assert count(published, message) == 1
 
 
+def test_who_is_anonymous_becomes_somebody_by_an_alias(published):
+    """What was said under the anonymousId is the contact's once the alias is known, and mail finds it."""
+    anonymous = {"anonymousId": "a-1", "context": {"groupId": "acorn"}}
+    post(published, group(contact=None), {"type": "identify", **anonymous, "traits": {"email": "ada@example.com", "roles": "admin"}})
+    run(published)
+    post(published, {"type": "alias", "userId": "ada", "previousId": "a-1"}, now=at("1m"))
+    run(published, at("1m"))
+    post(published, track("signed_up"), {"type": "track", "event": "logged_in", **anonymous}, now=at("2m"))
+    run(published, at("2m"))
+    assert rows(published, contact, contact.c.external_id, contact.c.person) == [("ada", "ada@example.com")]
+    assert count(published, message) == 1
+    assert ("identify", "ada") in rows(published, event, event.c.name, event.c.contact_key)
+
+
+def test_two_former_ids_of_one_contact_stop_nobody(published):
+    post(published, identify("a-1"), identify("a-2"))
+    run(published)
+    aliases = [{"type": "alias", "userId": "ada", "previousId": former} for former in ("a-1", "a-2", "nobody", "ada")]
+    post(published, *aliases, now=at("1m"))
+    run(published, at("1m"))
+    assert count(published, parked) == count(published, event_pending) == 0
+    assert "ada" in {key for (key,) in rows(published, contact, contact.c.external_id)}
+
+
 def test_old_events_and_history_enroll_nobody(published):
     post(published, *ADA, {**track("signed_up"), "timestamp": at("-4d").isoformat()})
     post(published, track("signed_up"), now=at("1m"), mark="backfill")

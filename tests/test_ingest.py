@@ -210,7 +210,7 @@ def test_a_wrong_default_is_named_and_costs_no_item(envelope, field):
     [
         (track(userId=42, properties=None, context=None), ("track", "report_viewed", None, "42", {})),
         (track(context={"groupId": 7}, properties={"a": 1}), ("track", "report_viewed", "7", "ada", {"a": 1})),
-        ({"type": "track", "event": "e", "anonymousId": "x", "context": {"groupId": "acorn"}}, ("track", "e", "acorn", None, {})),
+        ({"type": "track", "event": "e", "anonymousId": "x", "context": {"groupId": "acorn"}}, ("track", "e", "acorn", "x", {})),
         ({"type": "track", "event": "e", "context": {"groupId": "acorn"}}, ("track", "e", "acorn", None, {})),
         (
             {"type": "group", "groupId": "acorn", "userId": "ada", "traits": {"name": "Acorn"}},

@@ -118,6 +118,7 @@ def _write_contacts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> d
     insert_rows(conn, membership, members, conflict="(account_id, contact_id) do update set roles = excluded.roles")
     if batch.aliases:
         aliases = [{"p": str(one.properties.get("previous_id") or ""), "c": one.contact, "at": one.occurred_at} for one in batch.aliases]
+        conn.exec_driver_sql(_RENAME, {"rows": to_json(aliases).decode()})
         conn.exec_driver_sql(_ALIASES, {"rows": to_json(aliases).decode()})
     fresh = _recently_seen.news(str(conn.engine.url), batch.seen_contacts)
     if fresh:
@@ -358,6 +359,17 @@ where a.id = r.i and (a.last_event_at is null or a.last_event_at < r.t - %(every
 _LEAVE_STAGES = """
 update stage_history h set left_at = r.t from unnest(%(ids)s::bigint[], %(times)s::timestamptz[]) as r(i, t)
 where h.account_id = r.i and h.left_at is null"""
+# A contact known by its former id only takes the new one, and its events with it. Where both are contacts already, they stay two, and
+# what comes under the former id from now on is the new one's.
+_RENAME = """
+with renamed as (
+    update contact c set external_id = r.c from (
+        select distinct on (c) p, c from jsonb_to_recordset(%(rows)s::jsonb) as r(p text, c text)
+        where p <> '' and c is not null and p <> c and not exists (select from contact k where k.external_id = r.c)
+    ) r where c.external_id = r.p
+    returning r.p, r.c
+)
+update event e set contact_key = renamed.c from renamed where e.contact_key = renamed.p"""
 _ALIASES = """
 insert into contact_alias (previous_key, contact_key, at)
 select p, c, at from jsonb_to_recordset(%(rows)s::jsonb) as r(p text, c text, at timestamptz)

@@ -167,7 +167,8 @@ class _Reader:
         message_id = _identifier(get("messageId"), "messageId") or uuid4().hex
         if properties:
             _check(properties, "traits" if kind in ("identify", "group") else "properties", 1, self.suspicious)
-        return Item(message_id, kind, name, account, user, properties, self._occurred_at(get))
+        # Until a userId is known, the anonymousId is who it is; an alias call joins the two.
+        return Item(message_id, kind, name, account, user or anonymous, properties, self._occurred_at(get))
 
     def _occurred_at(self, get: Callable[[str], Any]) -> datetime:
         """Segment's rule: the client's clock is wrong by as much as `sentAt` differs from the arrival, so the age is sentAt - timestamp."""
