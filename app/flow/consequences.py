@@ -364,8 +364,9 @@ where h.account_id = r.i and h.left_at is null"""
 _RENAME = """
 with renamed as (
     update contact c set external_id = r.c from (
-        select distinct on (c) p, c from jsonb_to_recordset(%(rows)s::jsonb) as r(p text, c text)
-        where p <> '' and c is not null and p <> c and not exists (select from contact k where k.external_id = r.c)
+        select distinct on (a.c) a.p, a.c from jsonb_to_recordset(%(rows)s::jsonb) as a(p text, c text)
+        join contact former on former.external_id = a.p
+        where a.p <> a.c and not exists (select from contact k where k.external_id = a.c) order by a.c, a.p
     ) r where c.external_id = r.p
     returning r.p, r.c
 )
