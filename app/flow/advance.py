@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -29,6 +30,7 @@ log = logging.getLogger("nurture.advance")
 
 BATCH = 1000
 LOCK_WAIT_MS = 250
+MOMENT = timedelta(microseconds=1)
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
     accounts = _complete(conn, book, accounts, taken, now)
     batch.before = dict(accounts)
     batch.strangers = strangers
-    for key, occurrence, what in taken.ordered():
+    for key, occurrence, what in taken.in_turn():
         if poison is not None:
             poison.occurrence, poison.account = what, key
             poison.contact = occurrence.contact if isinstance(occurrence, Event) and key is None else None
@@ -116,6 +118,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
             continue
         account = _with_stranger(accounts[key], occurrence, strangers)
         reaction = journey.react(book, account, occurrence)
+        taken.follow(book, account, reaction.account)
         accounts[key] = reaction.account
         _keep_stranger(reaction.account, occurrence, strangers)
         batch.add(key, occurrence, reaction)
@@ -142,7 +145,36 @@ class _Taken:
     timers: list[tuple[str, Timer, str]]
     full: bool
     aliased: bool  # whether any contact has a former id
+    horizon: datetime  # up to here nothing else of the partition is waiting
     set_aside: set[int] = field(default_factory=set)  # pending events that are not processed by this batch
+    acting: set[str] = field(default_factory=set)  # accounts that are loaded completely
+    following: list[tuple[datetime, int, str, Timer, str]] = field(default_factory=list)  # a heap
+    followed: int = 0
+
+    def in_turn(self) -> Iterator[tuple[str | None, Occurrence, str]]:
+        """`ordered`, and between them the timers that follow from what is processed meanwhile."""
+        for one in self.ordered():
+            while self.following and self.following[0][0] < one[1].at:
+                yield heappop(self.following)[2:]
+            yield one
+        while self.following:
+            yield heappop(self.following)[2:]
+
+    def follow(self, book: Book, before: Account, after: Account) -> None:
+        """Timers of the account that were set just now and are due already take their place in this batch: after an outage the order
+        is that of the times, whatever the size of the batch."""
+        if after is before or after.key not in self.acting:
+            return
+        known = {one.id: one.due_at for one in before.enrollments}
+        new = [(one.due_at, one.id) for one in after.enrollments if one.due_at is not None and one.due_at != known.get(one.id)
+               and getattr(book.standings.get(one.campaign), "mode", None) != "paused"]  # fmt: skip
+        if after.due_at is not None and after.due_at != before.due_at:
+            new.append((after.due_at, None))
+        for due, ident in new:
+            if due <= self.horizon:
+                what = f"enrollment:{ident}" if ident else f"account:{after.key}"
+                self.followed += 1
+                heappush(self.following, (due, self.followed, after.key, Timer(due, ident), what))
 
     def ordered(self) -> list[tuple[str | None, Occurrence, str]]:
         """(account, occurrence, what it is called when it has to be parked), in the order of processing."""
@@ -172,14 +204,17 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
     timers = [(key, Timer(at, enrollment), f"enrollment:{enrollment}" if enrollment else f"account:{key}") for key, enrollment, at in due]
     events = [_Event(Event(name, properties, at, received, message, kind, contact, mark, depth, ident), account)
               for ident, kind, name, account, contact, properties, at, received, message, mark, depth in rows]  # fmt: skip
-    full = max(len(rows), len(due)) >= limit
+    full, horizon = max(len(rows), len(due)) >= limit, now
     if len(events) + len(timers) > limit:
         moments = [(one.event.at, 0) for one in events] + [(timer.at, 1) for _, timer, _ in timers]
         last = sorted(moments)[limit - 1]
+        horizon = last[0] - MOMENT
         events = [one for one in events if (one.event.at, 0) <= last]
         timers = [one for one in timers if (one[1].at, 1) <= last]
         full = True
-    return _Taken(events, timers, full, aliased)
+    elif full:
+        horizon = max([one.event.at for one in events] + [timer.at for _, timer, _ in timers]) - MOMENT
+    return _Taken(events, timers, full, aliased, horizon)
 
 
 def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
@@ -205,11 +240,12 @@ def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition
     for contact, account, place in conn.exec_driver_sql(_MEMBERSHIPS, {"keys": keys}):
         memberships.setdefault(contact, []).append((account, place))
     nowhere = [key for key in keys if key not in memberships]
-    coming = set()
+    coming: dict[str, list[tuple[datetime, int]]] = {}
     if nowhere:
-        rows = conn.exec_driver_sql(_JOINING, {"keys": nowhere, "mine": [one.event.id for one in taken.events]})
-        coming = set(rows.scalars())
-    moved = []
+        # Of this partition only what comes before: what comes after must not be waited for by its own queue.
+        for contact, elsewhere, at, ident in conn.exec_driver_sql(_JOINING, {"keys": nowhere, "partition": partition}):
+            coming.setdefault(contact, []).append((datetime.min.replace(tzinfo=UTC), 0) if elsewhere else (at, ident))
+    moved, waiting = [], 0
     for one in alone:
         contact = one.event.contact
         found = memberships.get(contact or "", [])
@@ -221,15 +257,16 @@ def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition
             else:
                 taken.set_aside.add(one.event.id)
                 done.ring.add(place)
-        elif contact in coming:
+        elif min(coming.get(contact or "", ()), default=_NEVER) < (one.event.at, one.event.id):
             taken.set_aside.add(one.event.id)
+            waiting += 1
         elif one.event.kind == "track":
             batch.ambiguous.append((one.event, len(found)))
     if moved:
         columns = {name: [row[name] for row in moved] for name in ("id", "account", "place")}
         conn.exec_driver_sql(_MOVE_EVENTS, columns)
         conn.exec_driver_sql(_MOVE_PENDING, columns)
-    done.processed -= sum(1 for one in alone if one.event.id in taken.set_aside and one.event.contact in coming)
+    done.processed -= waiting
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -267,6 +304,7 @@ def _contacts(conn: Connection, taken: _Taken, now: datetime) -> dict[str, Conta
 def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken: _Taken, now: datetime) -> dict[str, Account]:
     """Loads the rest of what is known for the accounts where something may be decided."""
     acting = {key for key, occurrence, _ in taken.ordered() if key is not None and journey.needs(book, accounts[key], occurrence)}
+    taken.acting = acting
     if acting:
         accounts.update(states.complete(conn, {key: accounts[key] for key in acting}, book.lifecycle.usage, now, entering=True))
     return accounts
@@ -320,6 +358,7 @@ def _park(conn: Connection, partition: int, poison: Poison, error: BaseException
     )
 
 
+_NEVER = (datetime.max.replace(tzinfo=UTC), 0)
 _BEFORE = """
 select coalesce((select jsonb_agg(jsonb_build_array(account_key, contact_key)) from parked
                  where partition = %(partition)s and released_at is null), '[]'),
@@ -344,8 +383,8 @@ _MEMBERSHIPS = """
 select c.external_id, a.external_id, a.partition from contact c
 join membership m on m.contact_id = c.id join account a on a.id = m.account_id where c.external_id = any(%(keys)s)"""
 _JOINING = """
-select distinct e.contact_key from event e join event_pending p on p.event_id = e.id
-where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify') and p.event_id <> all(%(mine)s)"""
+select e.contact_key, p.partition <> %(partition)s, p.received_at, p.event_id from event e join event_pending p on p.event_id = e.id
+where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify')"""
 _MOVED = "(select unnest(%(id)s::bigint[]) as id, unnest(%(account)s::text[]) as account, unnest(%(place)s::smallint[]) as place) r"
 _MOVE_EVENTS = f"update event e set account_key = r.account from {_MOVED} where e.id = r.id"
 _MOVE_PENDING = f"update event_pending p set account_key = r.account, partition = r.place from {_MOVED} where p.event_id = r.id"

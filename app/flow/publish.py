@@ -20,6 +20,7 @@ from app.errors import NotFound
 from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
+from app.rules.conditions import ConditionError, Schema
 from app.rules.definition import Campaign, Lifecycle
 
 
@@ -94,15 +95,35 @@ class _Books:
         keys = {row[0]: row[1] for row in rows}
         # A version is compiled against the lifecycle in force, so a new lifecycle compiles all of them anew.
         versions: dict[int, Version] = dict(kept[1].versions) if kept and kept[0][0] == lifecycle_id else {}
-        missing = select(campaign_version).where(campaign_version.c.id.not_in(list(versions)))
-        for row in conn.execute(missing):
+        # A campaign published since `rows` were read belongs to the next book.
+        missing = select(campaign_version).where(
+            campaign_version.c.id.not_in(list(versions)), campaign_version.c.campaign_id.in_(list(keys))
+        )
+        for row in conn.execute(missing).all():
             found = Campaign.model_validate(row.definition)
-            versions[row.id] = compile_version(row.id, keys[row.campaign_id], row.number, found, lifecycle.schema)
+            about = (row.id, keys[row.campaign_id], row.number, found)
+            try:
+                versions[row.id] = compile_version(*about, lifecycle.schema)
+            except ConditionError:
+                # The newest lifecycle has lost a name that this version reads. Whoever is inside goes on with what the name meant.
+                versions[row.id] = compile_version(*about, _ever_declared(conn))
         standings = [Standing(ident, key, mode, version) for ident, key, mode, version in rows if version is not None]
         return build_book(lifecycle, standings, versions)
 
 
 _books = _Books()
+
+
+def _ever_declared(conn: Connection) -> Schema:
+    """Every name that any published lifecycle has declared, with its newest type."""
+    account, contact, milestones, metrics = {}, {}, set(), set()
+    for definition in conn.execute(select(lifecycle_version.c.definition).order_by(lifecycle_version.c.id)).scalars():
+        schema = Lifecycle.model_validate(definition).schema
+        account |= schema.account_traits
+        contact |= schema.contact_traits
+        milestones |= schema.milestones
+        metrics |= schema.metrics
+    return Schema(account, contact, frozenset(milestones), frozenset(metrics))
 
 
 def _publish_lifecycle(conn: Connection, campaigns: Campaigns, now: datetime) -> None:

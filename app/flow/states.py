@@ -71,7 +71,7 @@ def _rest(conn: Connection, ids: Sequence[int], metrics: Iterable[str], now: dat
 def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock: bool = False) -> dict[str, Contact]:
     """The contacts with these external ids, as strangers: without a membership. `lock` keeps others from changing them."""
     if lock:
-        conn.exec_driver_sql("select id from contact where external_id = any(%(keys)s) order by id for update", {"keys": list(keys)})
+        conn.exec_driver_sql("select id from contact where external_id = any(%(keys)s) order by id for no key update", {"keys": list(keys)})
     rows = conn.exec_driver_sql(_STRANGERS, {"keys": list(keys), "now": now})
     return {contact.key: contact for contact in map(_contact, rows)}
 

@@ -49,6 +49,18 @@ class Version:
     def topic_of(self, node: Node) -> str:
         return getattr(node.step, "topic", None) or self.campaign.topic
 
+    def ahead(self, step: str | None) -> frozenset[str]:
+        """The steps that may still come after `step`."""
+        found: set[str] = set()
+        open_ends = [step]
+        while open_ends:
+            node = self.nodes.get(open_ends.pop() or "")
+            for following in (node.next, node.on_timeout, *(arm for _, arm in node.arms)) if node else ():
+                if following is not None and following not in found:
+                    found.add(following)
+                    open_ends.append(following)
+        return frozenset(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:

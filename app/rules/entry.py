@@ -134,6 +134,10 @@ def candidates(turn: Turn, roots: set[str]) -> None:
         if version is None:
             continue
         event = _event_of(candidate["entry"])
+        standing = turn.book.standings.get(version.key)
+        if standing is None or standing.mode not in ("live", "shadow"):
+            refuse(turn, version, event, "campaign", "campaign_not_live", {"mode": standing.mode if standing else None})
+            continue
         contact = turn.account.contacts.get(event.contact or "")
         scope = Scope(turn.account, turn.now, contact, event)
         where = version.trigger_where

@@ -51,7 +51,8 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
     name = occurrence.name
     if occurrence.kind != "track" or name in book.triggers or name in book.milestones or name.startswith("nurture.") or account.candidates:
         return _BOTH
-    found = _NOTHING
+    if any(where is not None and "contact" in where.roots for _, where in book.metrics.get(name, ())):
+        return _BOTH
     for enrollment in account.enrollments:
         version = book.versions.get(enrollment.version)
         if version is None:
@@ -67,10 +68,10 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
                 return _BOTH
         if version.campaign.goal and version.campaign.goal.event == name:
             return _BOTH
-    stage = book.stages.get(account.stage or "")
+    stage = book.stages.get(account.stage or book.first_stage)
     if stage and stage.exit_when and any(root.startswith("usage.") or root == "event" for root in stage.exit_when.roots):
         return _BOTH
-    return found
+    return _NOTHING
 
 
 _BOTH = frozenset({"contacts", "usage"})
@@ -162,12 +163,13 @@ def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:
 
 
 def move_stage(turn: Turn, event: Event | None, roots: set[str]) -> None:
-    rule = turn.book.stages.get(turn.account.stage or "")
-    if rule is None or rule.exit_when is None or rule.following is None:
-        return
-    if touches(turn, rule.exit_when, roots) and rule.exit_when.test(turn.scope(event=event)):
+    changed: set[str] | None = roots
+    while (rule := turn.book.stages.get(turn.account.stage or "")) and rule.exit_when is not None and rule.following is not None:
+        if not touches(turn, rule.exit_when, changed) or not rule.exit_when.test(turn.scope(event=event)):
+            return
         enter_stage(turn, rule.following, "exit_when", event)
         roots.add("stage")
+        changed = None  # a stage just entered may be over already, whatever changed
 
 
 def enter_stage(turn: Turn, stage: str, why: str, event: Event | None) -> None:
@@ -194,8 +196,7 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
     if own and event.name == "nurture.message_settled":
         message_settled(turn, enrollment, event)
         return
-    if event.mark is None or event.name == "nurture.milestone_reached":
-        hear(turn, version, turn.active[enrollment.id], event, own)
+    hear(turn, version, turn.active[enrollment.id], event, own)
     waiting = turn.active.get(enrollment.id)
     if waiting is not None and waiting.position.get("kind") == "recipient" and not roots.isdisjoint(("account", "contact")):
         run(turn, waiting)
@@ -226,7 +227,7 @@ def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[s
 def goal_met(turn: Turn, version: Version, enrollment: Enrollment, event: Event | None, roots: set[str] | None) -> bool:
     goal = version.campaign.goal
     if goal.event:
-        return event is not None and event.name == goal.event and event.occurred_at >= enrollment.entered_at
+        return event is not None and event.name == goal.event and counts(enrollment, event)
     condition = version.goal_when
     return touches(turn, condition, roots) and condition.test(turn.scope(enrollment, event))
 
@@ -246,23 +247,41 @@ def message_settled(turn: Turn, enrollment: Enrollment, event: Event) -> None:
 
 
 def hear(turn: Turn, version: Version, enrollment: Enrollment, event: Event, own: bool) -> None:
-    """Wait-for steps, the present one and those still to come: one event satisfies one occurrence of one of them."""
+    """Wait-for steps, the present one and those still to come: one event satisfies one occurrence of one of them.
+
+    An event that comes early is kept for every wait it fits, since nobody knows yet which arm will be taken; the first that is
+    reached uses it up. States pass when they hold, whatever mark the event has that brought them.
+    """
     node = turn.node(enrollment)
-    if node is not None and node.event is None and node.kind == "wait_for":
-        if state_holds(turn, node):
-            passes(turn, enrollment, node, {"state": "reached"})
-        return
-    private = event.name in ("nurture.survey_responded", "nurture.email_clicked")
-    if (private and not own) or event.occurred_at < enrollment.entered_at:
-        return
-    heard = enrollment.position.get("heard", {})
-    for waiting in version.waits:
-        if waiting.event != event.name or waiting.id in heard:
-            continue
-        if waiting.where is not None and not waiting.where.test(turn.scope(enrollment, event)):
-            continue
-        if node is not None and waiting.id == node.id:
+    if any(waiting.event == event.name for waiting in version.waits) and listens(enrollment, event, own):
+        fits = [
+            waiting.id
+            for waiting in version.waits
+            if waiting.event == event.name and (waiting.where is None or waiting.where.test(turn.scope(enrollment, event)))
+        ]
+        if node is not None and node.id in fits:
             passes(turn, enrollment, node, {"event": event.name, "message_id": event.message_id})
-        else:
-            turn.put(replace(enrollment, position={**enrollment.position, "heard": {**heard, waiting.id: event.message_id}}))
-        return
+            return
+        ahead = version.ahead(enrollment.step)
+        heard = dict(enrollment.position.get("heard", {}))
+        for wait in fits:
+            if wait in ahead and len(heard.get(wait, ())) < len(version.waits):
+                heard[wait] = [*heard.get(wait, ()), event.message_id]
+        if heard != enrollment.position.get("heard", {}):
+            enrollment = turn.put(replace(enrollment, position={**enrollment.position, "heard": heard}))
+    if node is not None and node.event is None and node.kind == "wait_for" and state_holds(turn, node):
+        passes(turn, enrollment, node, {"state": "reached"})
+
+
+def listens(enrollment: Enrollment, event: Event, own: bool) -> bool:
+    if event.mark is not None and event.name != "nurture.milestone_reached":
+        return False
+    private = event.name in ("nurture.survey_responded", "nurture.email_clicked")
+    return (own or not private) and counts(enrollment, event)
+
+
+def counts(enrollment: Enrollment, event: Event) -> bool:
+    """Whether the event is one for this enrollment: since it was entered, and for a contact's not what another contact did."""
+    if enrollment.contact is not None and event.contact not in (None, enrollment.contact):
+        return False
+    return event.occurred_at >= enrollment.entered_at

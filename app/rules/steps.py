@@ -52,7 +52,8 @@ def step_due(turn: Turn, enrollment: Enrollment) -> None:
 
 def passes(turn: Turn, enrollment: Enrollment, node: Node, evidence: dict[str, Any]) -> None:
     turn.decide("wait_for", "yes", "event_came", enrollment=enrollment, step=node.id, evidence=evidence)
-    heard = {**enrollment.position.get("heard", {}), node.id: evidence.get("message_id", "")}
+    used, heard = evidence.get("message_id"), enrollment.position.get("heard", {})
+    heard = {wait: left for wait, ids in heard.items() if wait != node.id and (left := [one for one in ids if one != used])}
     go(turn, turn.put(replace(enrollment, position={**enrollment.position, "heard": heard})), node.next)
 
 
@@ -185,8 +186,8 @@ def do_wait_for(turn: Turn, enrollment: Enrollment, node: Node) -> None:
     heard = enrollment.position.get("heard", {})
     if node.event is None and state_holds(turn, node):
         passes(turn, enrollment, node, {"state": "reached already"})
-    elif node.id in heard:
-        passes(turn, enrollment, node, {"event": node.event, "message_id": heard[node.id]})
+    elif heard.get(node.id):
+        passes(turn, enrollment, node, {"event": node.event, "message_id": heard[node.id][0]})
     else:
         grace = CLICK_GRACE if node.step.wait_for.click else timedelta(0)
         turn.put(replace(enrollment, due_at=turn.now + node.step.wait_for.timeout + grace))

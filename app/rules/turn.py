@@ -147,6 +147,13 @@ class Turn:
         for enrollment in account.enrollments:
             version = self.book.versions.get(enrollment.version)
             if version and any(one is not None and one.with_time for one in (version.exit_when, version.goal_when)):
-                days = ceil((self.now - enrollment.entered_at) / timedelta(days=1) + 1e-9)
-                moments.append(enrollment.entered_at + timedelta(days=max(days, 1)))
+                moments.append(self.daily(enrollment.entered_at))
+        stage = self.book.stages.get(account.stage or "")
+        if stage and stage.following and stage.exit_when is not None and stage.exit_when.with_time:
+            moments.append(self.daily(account.stage_entered_at or account.created_at or self.now))
         return min(moments, default=None)
+
+    def daily(self, since: datetime) -> datetime:
+        """The next moment that lies whole days after `since`."""
+        days = ceil((self.now - since) / timedelta(days=1) + 1e-9)
+        return since + timedelta(days=max(days, 1))
