@@ -264,6 +264,8 @@ def test_invariant_6_consent_at_the_last_moment(engine, send):
         ),
         "emil": lambda conn: suppress(conn, "emil@acorn.test", "survey"),  # another topic stops nothing
         "fay": lambda conn: None,
+        "gus": lambda conn: suppress(conn, "gus@acorn.test", "complained"),
+        "hana": lambda conn: suppress(conn, "hana@acorn.test", "manual"),
     }
     with engine.begin() as conn:
         cast = Cast(conn, NOW)
@@ -280,7 +282,7 @@ def test_invariant_6_consent_at_the_last_moment(engine, send):
     transport.before_dot = before_dot
     send(transport)
     assert sorted(letter.recipient.split("@")[0] for letter in transport.letters) == ["emil", "fay"]
-    assert len(transport.begun) == 6 and transport.dropped == 4
+    assert len(transport.begun) == 8 and transport.dropped == 6
     found = {name: (row.state, row.reason) for name, row in ((name, message(engine, ident)) for name, ident in ids.items())}
     assert found == {
         "ada": ("skipped", "opted_out"),
@@ -289,8 +291,10 @@ def test_invariant_6_consent_at_the_last_moment(engine, send):
         "dora": ("skipped", "enrollment_ended"),
         "emil": ("sent", None),
         "fay": ("sent", None),
+        "gus": ("skipped", "suppressed"),
+        "hana": ("skipped", "suppressed"),
     }
-    assert len(decisions(engine)) == 4 and len(settled(engine)) == 6
+    assert len(decisions(engine)) == 6 and len(settled(engine)) == 8
 
 
 def test_no_dot_reaches_a_real_relay_after_an_unsubscribe(engine, send):

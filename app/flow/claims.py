@@ -53,7 +53,7 @@ _OPEN = """m.state = 'claimed' and m.claim = r.claim
     and not exists (
         select from suppression s
         where s.person = r.person and s.lifted_at is null
-          and (s.scope = 'bounced' or (m.topic <> 'transactional' and s.scope in ('all', m.topic)))
+          and (s.scope in ('bounced', 'complained', 'manual') or (m.topic <> 'transactional' and s.scope in ('all', m.topic)))
     )"""
 
 _IN_DOT = f"""
@@ -232,6 +232,6 @@ def _why_not(row: Row, topic: str) -> tuple[str, str, dict]:
     scopes = set(row.scopes)
     if "all" in scopes and topic != "transactional":
         return "suppression", "opted_out", {"topic": topic}
-    if "bounced" in scopes:
+    if not scopes.isdisjoint(("bounced", "complained", "manual")):
         return "suppression", "suppressed", {"topic": topic}
     return "suppression", "topic_opted_out", {"topic": topic}

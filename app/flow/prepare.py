@@ -188,7 +188,7 @@ class Preparer:
             for (step, _), compiled in self._templates[version_id].items():
                 if step == step_id:
                     found.update(path.split(".")[1] for path in compiled.reads if path.startswith("usage."))
-        return found & book.schema.metrics
+        return found
 
 
 class Facts:
