@@ -220,3 +220,16 @@ def test_a_lifecycle_that_loses_a_name_stops_nobody(engine, tmp_path):
     with engine.connect() as conn:
         assert conn.execute(select(parked.c.error)).all() == []
         assert conn.execute(select(enrollment.c.end_reason)).scalars().all() == ["exit_when"]
+
+
+def test_a_mail_knows_the_contact_as_the_same_batch_left_it(engine, tmp_path):
+    """The address comes under one account, the trigger under another one of the same contact, all in one batch."""
+    story = CAMPAIGN + "trigger: {event: signed_up}\nsteps:\n  - id: hello\n    email: hello.mjml\n    subject: Hello\n"
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/story": story})
+    birch = next(name for name in (f"birch{number}" for number in count()) if partition_of(name, 64) == partition_of("acorn", 64))
+    post(engine, group("acorn"), group(birch))
+    run(engine)
+    post(engine, identify("ada", "acorn", email="ada@example.com"), track("signed_up", "ada", birch), now=at("1m"))
+    run(engine, at("1m"))
+    with engine.connect() as conn:
+        assert conn.execute(select(message.c.step_id)).scalars().all() == ["hello"]

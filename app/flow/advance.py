@@ -311,15 +311,18 @@ def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken:
 
 
 def _with_stranger(account: Account, occurrence: Occurrence, strangers: dict[str, Contact]) -> Account:
-    """The contact of an identify or group event is known to the rules even before it is a member, and as it is now: the same batch
-    may have heard of it under another account."""
-    contact = strangers.get(occurrence.contact or "") if _speaks_of_contact(occurrence) else None
-    if contact is None:
+    """The contact of an identify or group event is known to the rules even before it is a member, and every contact as it is now: the
+    same batch may have heard of it under another account."""
+    if not strangers:
         return account
-    known = account.contacts.get(contact.key)
-    if known is not None:
-        contact = replace(contact, roles=known.roles, joined_at=known.joined_at)
-    return account if contact == known else replace(account, contacts={**account.contacts, contact.key: contact})
+    fresh = {}
+    for key in account.contacts.keys() & strangers.keys():
+        known = account.contacts[key]
+        if known.clocks != strangers[key].clocks:
+            fresh[key] = replace(strangers[key], roles=known.roles, joined_at=known.joined_at)
+    if _speaks_of_contact(occurrence) and occurrence.contact in strangers and occurrence.contact not in account.contacts:
+        fresh[occurrence.contact] = strangers[occurrence.contact]
+    return replace(account, contacts={**account.contacts, **fresh}) if fresh else account
 
 
 def _keep_stranger(account: Account, occurrence: Occurrence, strangers: dict[str, Contact]) -> None:
