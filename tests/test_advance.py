@@ -198,6 +198,16 @@ def test_an_account_less_event_in_the_same_batch_waits_for_the_membership(publis
     assert count(published, message) == 1
 
 
+def test_nobody_waits_for_a_membership_behind_a_parked_account(published):
+    with published.begin() as conn:
+        values = {"partition": partition_of("acorn", 64), "account_key": "acorn", "occurrence": "event:0", "error": "x", "traceback": "x"}
+        conn.execute(parked.insert().values(**values, parked_at=at()))
+    post(published, *ADA, track("signed_up", "ada", None))
+    run(published)
+    assert [reason for (reason,) in rows(published, decision, decision.c.reason)] == ["account_ambiguous"]
+    assert rows(published, event_pending, event_pending.c.account_key) == [("acorn",), ("acorn",)]
+
+
 def test_with_several_accounts_or_none_the_ledger_says_ambiguous(published):
     post(published, *ADA, group("bolt", "ada"), identify("lone", None, email="lone@example.com"))
     run(published)

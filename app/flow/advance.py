@@ -242,7 +242,8 @@ def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition
     nowhere = [key for key in keys if key not in memberships]
     coming: dict[str, list[tuple[datetime, int]]] = {}
     if nowhere:
-        # Of this partition only what comes before: what comes after must not be waited for by its own queue.
+        # Of this partition only what comes before: what comes after must not be waited for by its own queue. Nothing waits for an
+        # account that is parked, which may take days.
         for contact, elsewhere, at, ident in conn.exec_driver_sql(_JOINING, {"keys": nowhere, "partition": partition}):
             coming.setdefault(contact, []).append((datetime.min.replace(tzinfo=UTC), 0) if elsewhere else (at, ident))
     moved, waiting = [], 0
@@ -387,7 +388,8 @@ select c.external_id, a.external_id, a.partition from contact c
 join membership m on m.contact_id = c.id join account a on a.id = m.account_id where c.external_id = any(%(keys)s)"""
 _JOINING = """
 select e.contact_key, p.partition <> %(partition)s, p.received_at, p.event_id from event e join event_pending p on p.event_id = e.id
-where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify')"""
+where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify')
+  and not exists (select from parked k where k.account_key = e.account_key and k.released_at is null)"""
 _MOVED = "(select unnest(%(id)s::bigint[]) as id, unnest(%(account)s::text[]) as account, unnest(%(place)s::smallint[]) as place) r"
 _MOVE_EVENTS = f"update event e set account_key = r.account from {_MOVED} where e.id = r.id"
 _MOVE_PENDING = f"update event_pending p set account_key = r.account, partition = r.place from {_MOVED} where p.event_id = r.id"
