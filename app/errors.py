@@ -13,8 +13,7 @@
     │   └── TooOften            an answer was changed too often within an hour
     ├── NotFound                a thing named by the caller does not exist
     ├── RenderSkip              a message must not be sent as it would have a hole; carries the reason
-    ├── SendError               a transport did not take a message; carries the phase and the class
-    └── TooDeep                 derived events went deeper than 8 (`loop` in the ledger)
+    └── SendError               a transport did not take a message; carries the phase and the class
 
 `InputError` is the caller's fault and becomes a 4xx; every other one is ours and becomes a 5xx, a parked occurrence or a stop at
 start-up.
@@ -120,7 +119,3 @@ class SendError(NurtureError):
         self.phase = phase
         self.code = code
         self.text = text
-
-
-class TooDeep(NurtureError):
-    """Derived events went deeper than 8: two definitions feed each other."""

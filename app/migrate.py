@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import datetime
 
 from alembic import command
@@ -11,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from app.config import CODE
+from app.db import LOCK_MIGRATION
 from app.errors import DatabaseNewer
 from app.models import installation, source, token_key
 
@@ -24,7 +26,7 @@ def migrate(engine: Engine, now: datetime, *, partitions: int = PARTITIONS) -> N
     Safe to call from several processes at once. `partitions` counts only for a new database. Raises DatabaseNewer.
     """
     with engine.begin() as conn:
-        conn.execute(text("select pg_advisory_xact_lock(2, 0)"))
+        conn.execute(text("select pg_advisory_xact_lock(:space, 0)"), {"space": LOCK_MIGRATION})
         refuse_newer(conn)
         command.upgrade(config(conn), "head")
         if conn.execute(installation.select()).first() is None:
@@ -56,8 +58,6 @@ def config(conn: Connection) -> Config:
 
 
 def _found(conn: Connection, now: datetime, partitions: int) -> None:
-    import secrets
-
     conn.execute(installation.insert().values(id=1, partitions=partitions, created_at=now))
     conn.execute(source.insert().values(id=OWN_SOURCE, name="nurture"))
     conn.execute(token_key.insert().values(kid=1, secret=secrets.token_bytes(32), created_at=now))

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic_core import to_json
 from sqlalchemy import Connection, func, select, text
 
-from app.db import insert_rows
+from app.db import LOCK_MIGRATION, insert_rows
 from app.errors import NotFound
 from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, template
@@ -46,7 +46,7 @@ def publish(conn: Connection, root: Path, now: datetime) -> list[Published]:
 
 def publish_read(conn: Connection, campaigns: Campaigns, now: datetime) -> list[Published]:
     """Publishes campaigns that are read already."""
-    conn.execute(text("select pg_advisory_xact_lock(2, 1)"))
+    conn.execute(text("select pg_advisory_xact_lock(:space, 1)"), {"space": LOCK_MIGRATION})
     _publish_lifecycle(conn, campaigns, now)
     known = {row.key: row for row in conn.execute(select(campaign))}
     return [_publish_folder(conn, folder, known.get(folder.key), now) for folder in campaigns.folders]

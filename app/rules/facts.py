@@ -46,10 +46,6 @@ class Contact:
     held: str | None = None
     clocks: Mapping[str, Any] = _none()
 
-    def reachable(self, topic: str) -> bool:
-        """Whether mail of `topic` may go to this contact as far as address, suppression and opt-out say."""
-        return self.unreachable(topic) is None
-
     def unreachable(self, topic: str) -> str | None:
         """The reason code for not writing to this contact, or None."""
         if not self.person:
@@ -250,7 +246,6 @@ class Scope:
     event: Event | Mapping[str, Any] | None = None
     enrollment: Enrollment | None = None
     response: Mapping[str, Any] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def hash_id(*parts: object) -> UUID:

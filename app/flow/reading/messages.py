@@ -107,11 +107,6 @@ def message(conn: Connection, message_id: str) -> dict[str, Any]:
     }
 
 
-def captured(conn: Connection, message_id: str) -> bytes | None:
-    """The raw mail that the local outbox kept of this message, None when a relay took it or it was never sent."""
-    return conn.execute(text("select raw from outbox where message_id = :id"), {"id": _uuid(message_id, "message")}).scalar()
-
-
 def _summary(row: Any) -> dict[str, Any]:
     return {
         "id": str(row.id),
