@@ -21,8 +21,9 @@ from app.flow.publish import publish
 from app.models import event_pending, source
 from app.queue import Bells
 from app.rules.book import Book, Standing, build_book, compile_version
-from app.rules.definition import Campaign, Lifecycle
+from app.rules.definition import Campaign
 from app.rules.facts import Account, Contact, Event
+from app.rules.lifecycle import Lifecycle
 from app.rules.timing import duration
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)

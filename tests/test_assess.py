@@ -14,7 +14,7 @@ from app.flow.assess import assess_due, model_hash, rebuild
 from app.flow.respond import answer, find_message
 from app.models import account, contact, health_score, lifecycle_version, milestone, usage_day
 from app.queue import Bells
-from app.rules.definition import Lifecycle
+from app.rules.lifecycle import Lifecycle
 
 TODAY = NOW.date()
 

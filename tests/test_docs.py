@@ -26,7 +26,8 @@ from app.flow.compose import compile_mail
 from app.flow.composing.filters import FILTERS as TEMPLATE_FILTERS
 from app.rules import conditions, definition
 from app.rules.book import compile_version
-from app.rules.definition import Campaign, Lifecycle
+from app.rules.definition import Campaign
+from app.rules.lifecycle import Lifecycle
 from app.rules.reasons import GATES, SENTENCES
 from tests.processes import eventually
 from tests.test_up import Engine, environment

@@ -9,7 +9,7 @@ from conftest import NOW
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from app.rules.definition import HealthModel
+from app.rules.lifecycle import HealthModel
 from app.rules.scoring import Sample, Standing, band_of, score, stand
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)

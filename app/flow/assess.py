@@ -22,7 +22,7 @@ from app.flow.ingest import Own, raise_own
 from app.flow.respond import lifecycle_in_force
 from app.models import account, health_score
 from app.queue import Bells
-from app.rules.definition import HealthModel, Lifecycle
+from app.rules.lifecycle import HealthModel, Lifecycle
 from app.rules.scoring import Contribution, Sample, Score, Standing, score, stand
 
 AGAIN_AFTER = timedelta(days=1)

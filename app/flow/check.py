@@ -20,7 +20,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from app.errors import DefinitionError, TemplateError
 from app.flow.compose import Compiled, compile_mail
 from app.rules.conditions import ConditionError, Schema, check_path, compile_condition
-from app.rules.definition import TRANSACTIONAL, Campaign, EmailStep, Lifecycle, Problem, SurveyStep, conditions_of, goal_source, walk
+from app.rules.definition import Campaign, EmailStep, SurveyStep, conditions_of, goal_source, walk
+from app.rules.fields import Problem
+from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
 
 FILE_LIMIT = 256 * 1024
 NODE_LIMIT = 20_000

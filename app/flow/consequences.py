@@ -22,7 +22,18 @@ from app.rules.facts import Account, Contact, Decision, Enrollment, Event, NewMe
 ASSESS_SOON = timedelta(seconds=5)  # after a milestone, a stage, new traits
 ASSESS_LATER = timedelta(minutes=10)  # after mere usage
 SEEN_EVERY = timedelta(hours=1)
-_TELLING = ("name", "touch", "timezone", "owner_name", "owner_email", "seats", "customer_since", "renewal_date", "revenue")
+_TELLING = (
+    "name",
+    "touch",
+    "timezone",
+    "owner_name",
+    "owner_email",
+    "owner_timezone",
+    "seats",
+    "customer_since",
+    "renewal_date",
+    "revenue",
+)
 
 
 @dataclass(slots=True)
@@ -155,7 +166,12 @@ def _write_accounts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> N
         if account.clocks != before.clocks:
             told.append({"id": account.id, **{name: getattr(account, name) for name in (*_TELLING, "traits", "clocks")}})
             soon.add(key)
-        if (account.stage, account.due_at, account.candidates) != (before.stage, before.due_at, before.candidates):
+        if (account.stage, account.due_at, account.candidates, account.watched) != (
+            before.stage,
+            before.due_at,
+            before.candidates,
+            before.watched,
+        ):
             moved.append(
                 {
                     "id": account.id,
@@ -163,6 +179,7 @@ def _write_accounts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> N
                     "stage_entered_at": account.stage_entered_at,
                     "due_at": account.due_at,
                     "candidates": list(account.candidates),
+                    "watched": dict(account.watched),
                 }
             )
         if account.milestones is not before.milestones:

@@ -19,9 +19,9 @@ from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import match_contacts
 from app.rules import facts
 from app.rules.book import Book, Node, Version
-from app.rules.definition import Trigger
 from app.rules.reasons import GATES, gate_name, sentence
 from app.rules.steps import recipients
+from app.rules.triggers import in_words
 
 LEDGER_LIMIT = 2000  # rows of one account that are looked at
 EVENT_LIMIT = 20  # trigger events that are looked at, the latest first
@@ -268,7 +268,7 @@ def _recompute(
 
     if standing.mode not in ("live", "shadow"):
         return line("campaign", "campaign_not_live", {"mode": standing.mode})
-    trigger = {"event": version.trigger_event, **_begins(version.campaign.trigger)}
+    trigger = {"event": version.trigger_event, **_begins(version)}
     events = _many(conn, _EVENTS, account=account.key, contacts=list(account.contacts), name=version.trigger_event, limit=EVENT_LIMIT)
     if version.campaign.enrolls == "contact":
         events = [event for event in events if event.contact_key == person.key]
@@ -296,20 +296,9 @@ def _recompute(
     return failed or line("trigger", "never_happened", trigger)
 
 
-def _begins(trigger: Trigger) -> dict[str, str]:
-    """What the campaign waits for in words, for the triggers that are sugar for an own event."""
-    if trigger.event:
-        return {}
-    if trigger.survey:
-        return {"begins": "a survey is answered within its range of scores"}
-    kinds = {
-        "milestone": "the milestone {} is reached",
-        "milestone_overdue": "the milestone {} falls overdue",
-        "stage": "the account enters the stage {}",
-        "health": "the health becomes {}",
-    }
-    kind = next(kind for kind in kinds if getattr(trigger, kind) is not None)
-    return {"begins": kinds[kind].format(getattr(trigger, kind))}
+def _begins(version: Version) -> dict[str, str]:
+    """What the campaign waits for in words, where its event is one of the engine's own."""
+    return {} if version.campaign.trigger.event else {"begins": in_words(version.campaign.trigger)}
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from app.providers import Letter
 from app.rules import consent
 from app.rules.book import Book, Node, Version
 from app.rules.conditions import values
-from app.rules.definition import TRANSACTIONAL
 from app.rules.delivery import Ending, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
+from app.rules.lifecycle import TRANSACTIONAL
 
 VERSIONS_KEPT = 256
 LOOK_AGAIN = timedelta(minutes=15)

@@ -21,7 +21,8 @@ from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
 from app.rules.conditions import ConditionError, Schema
-from app.rules.definition import Campaign, Lifecycle
+from app.rules.definition import Campaign
+from app.rules.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True, slots=True)

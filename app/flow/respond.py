@@ -17,7 +17,8 @@ from app.db import insert_rows
 from app.errors import InputError, SurveyClosed, TooOften
 from app.flow.ingest import Own, raise_own
 from app.models import consent, delivery_event, suppression
-from app.rules.definition import SCALES, TRANSACTIONAL, Lifecycle
+from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
+from app.rules.triggers import SCALES
 
 ALL = "all"
 OPEN_TRACKING, CLICK_TRACKING = "open_tracking", "click_tracking"

@@ -77,8 +77,8 @@ def load_contacts(conn: Connection, keys: Sequence[str], now: datetime, *, lock:
 
 
 def _account(row: Sequence, **more: Any) -> Account:
-    (ident, key, name, touch, timezone, owner_name, owner_email, seats, since, renewal, revenue, traits, clocks, stage, entered) = row[:15]
-    score, band, assessed, created, candidates, due, milestones, held = row[15:]
+    (ident, key, name, touch, timezone, owner_name, owner_email, owner_zone, seats, since, renewal, revenue, traits, clocks) = row[:14]
+    stage, entered, score, band, assessed, created, candidates, watched, due, milestones, held = row[14:]
     return Account(
         key=key,
         id=ident,
@@ -87,6 +87,7 @@ def _account(row: Sequence, **more: Any) -> Account:
         timezone=timezone,
         owner_name=owner_name,
         owner_email=owner_email,
+        owner_timezone=owner_zone,
         seats=seats,
         customer_since=since,
         renewal_date=renewal,
@@ -98,6 +99,7 @@ def _account(row: Sequence, **more: Any) -> Account:
         health=_NO_HEALTH if assessed is None else Health(score, band, assessed),
         created_at=created,
         candidates=tuple(candidates),
+        watched=watched,
         due_at=due,
         milestones={name: Milestone(_moment(reached), _moment(overdue)) for name, reached, overdue in milestones or ()},
         held=held,
@@ -132,8 +134,8 @@ def _contact(row: Sequence) -> Contact:
 
 _NO_HEALTH = Health()
 _ACCOUNTS = """
-select id, external_id, name, touch, timezone, owner_name, owner_email, seats, customer_since, renewal_date, revenue, traits, clocks,
-       stage, stage_entered_at, health_score, health_band, health_at, created_at, candidates, due_at,
+select id, external_id, name, touch, timezone, owner_name, owner_email, owner_timezone, seats, customer_since, renewal_date, revenue,
+       traits, clocks, stage, stage_entered_at, health_score, health_band, health_at, created_at, candidates, watched, due_at,
        (select jsonb_agg(jsonb_build_array(m.name, m.reached_at, m.overdue_at)) from milestone m where m.account_id = account.id),
        (select h.reason from hold h
         where h.account_id = account.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1)

@@ -10,7 +10,7 @@ from app.errors import RenderSkip
 from app.flow.compose import Addresses, Compiled, Composer, Link, Mail
 from app.flow.links import Links
 from app.flow.respond import Message, lifecycle_in_force
-from app.rules.definition import TRANSACTIONAL
+from app.rules.lifecycle import TRANSACTIONAL
 
 # A composer belongs to one thread at a time.
 _local = threading.local()

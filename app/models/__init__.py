@@ -1,7 +1,7 @@
 """The tables. Nouns only: columns, constraints, indexes. No decisions, no queries."""
 
 from app.models.base import metadata
-from app.models.campaigns import campaign, campaign_version, decision, enrollment, lifecycle_version, template
+from app.models.campaigns import campaign, campaign_version, decision, effect, enrollment, lifecycle_version, task, template
 from app.models.customers import (
     account,
     contact,
@@ -12,6 +12,7 @@ from app.models.customers import (
     milestone,
     stage_history,
     usage_day,
+    usage_person,
 )
 from app.models.events import event, event_key, event_pending
 from app.models.installation import (
@@ -26,7 +27,7 @@ from app.models.installation import (
     token_key,
     worker,
 )
-from app.models.messages import consent, delivery_event, hit, message, outbox, response, response_revision, suppression
+from app.models.messages import consent, delivery_event, hit, message, outbox, reservation, response, response_revision, suppression
 
 __all__ = [
     "account",
@@ -40,6 +41,7 @@ __all__ = [
     "decision",
     "delivery_event",
     "doubled",
+    "effect",
     "enrollment",
     "event",
     "event_key",
@@ -55,6 +57,7 @@ __all__ = [
     "milestone",
     "outbox",
     "parked",
+    "reservation",
     "response",
     "response_revision",
     "setting",
@@ -62,8 +65,10 @@ __all__ = [
     "source",
     "stage_history",
     "suppression",
+    "task",
     "template",
     "token_key",
     "usage_day",
+    "usage_person",
     "worker",
 ]

@@ -21,6 +21,7 @@ campaign = Table(
     Column("key", Text, nullable=False, unique=True),  # the folder, such as onboarding/first-value
     Column("name", Text, nullable=False),
     Column("mode", Text, nullable=False),  # draft | shadow | live | paused | archived
+    Column("mode_at", Time),  # since when; None: since it was published
     Column("version_id", BigInteger),  # the one that new enrollments enter
 )
 
@@ -89,6 +90,63 @@ enrollment = Table(
     Index("ix_enrollment_account", "account_id"),
     Index("ix_enrollment_of", "account_id", postgresql_where=text("state = 'active'")),
     Index("ix_enrollment_version", "version_id", "state", "step_id"),
+)
+
+effect = Table(
+    "effect",
+    metadata,
+    # An alert or a webhook: a row before it is a request. The id is a hash of enrollment, step, occurrence and contact (invariant 3).
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),  # alert | webhook
+    Column("enrollment_id", Uuid, ForeignKey("enrollment.id", ondelete="CASCADE"), nullable=False),
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id"), nullable=False),
+    Column("version_id", BigInteger, ForeignKey("campaign_version.id"), nullable=False),
+    Column("step_id", Text, nullable=False),
+    Column("occurrence", Integer, nullable=False),
+    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("contact_id", BigInteger, ForeignKey("contact.id", ondelete="CASCADE")),
+    Column("payload", Json, nullable=False),  # to whom, and what, merge tags filled in
+    Column("created_at", Time, nullable=False),
+    Column("due_at", Time, nullable=False),
+    # due → claimed → done | unknown | failed, or due again; ghosted and shadow are settled when made.
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("claim", Uuid),
+    Column("worker_id", Uuid),
+    Column("claimed_at", Time),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("settled_at", Time),
+    Column("reply", Text),
+    Index("uq_effect", "enrollment_id", "step_id", "occurrence", "contact_id", unique=True, postgresql_nulls_not_distinct=True),
+    Index("ix_effect_due", "due_at", postgresql_where=text("state = 'due'")),
+    Index("ix_effect_claimed", "worker_id", postgresql_where=text("state = 'claimed'")),
+    Index("ix_effect_account", "account_id", "created_at"),
+)
+
+task = Table(
+    "task",
+    metadata,
+    # Something for a person to do. Made by a campaign's step (then the id is a hash, invariant 3) or by hand.
+    Column("id", Uuid, primary_key=True),
+    Column("enrollment_id", Uuid, ForeignKey("enrollment.id", ondelete="SET NULL")),
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id")),
+    Column("version_id", BigInteger, ForeignKey("campaign_version.id")),
+    Column("step_id", Text),
+    Column("occurrence", Integer),
+    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), nullable=False),
+    Column("contact_id", BigInteger, ForeignKey("contact.id", ondelete="SET NULL")),
+    Column("title", Text, nullable=False),
+    Column("note", Text, nullable=False, server_default=text("''")),
+    Column("assignee", Text),  # an address; None: nobody yet
+    Column("assignee_name", Text),
+    Column("created_at", Time, nullable=False),
+    Column("due_at", Time),
+    Column("state", Text, nullable=False),  # open | done | dismissed; ghosted and shadow are never anybody's to do
+    Column("outcome", Text),
+    Column("closed_at", Time),
+    Index("ix_task_open", "due_at", postgresql_where=text("state = 'open'")),
+    Index("ix_task_account", "account_id", "created_at"),
+    Index("ix_task_assignee", "assignee", "due_at", postgresql_where=text("state = 'open'")),
 )
 
 decision = Table(

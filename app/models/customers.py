@@ -15,6 +15,7 @@ account = Table(
     Column("timezone", Text),
     Column("owner_name", Text),
     Column("owner_email", Text),
+    Column("owner_timezone", Text),
     Column("seats", Integer),
     Column("customer_since", Time),  # the trait `created_at`
     Column("renewal_date", Time),
@@ -31,7 +32,9 @@ account = Table(
     Column("last_event_at", Time),
     # Candidates: triggers that matched but read a value that was never set, kept open for 30 minutes.
     Column("candidates", Json, nullable=False, server_default=text("'[]'::jsonb")),
-    # The account's own next timer: a milestone falls overdue, a candidate expires, a daily re-evaluation.
+    # What watches have told already, by the watch's key: {"date:account.renewal_date:-7776000": "2026-06-01T00:00:00+00:00", …}.
+    Column("watched", Json, nullable=False, server_default=text("'{}'::jsonb")),
+    # The account's own next timer: a milestone falls overdue, a candidate expires, a date is reached, a daily re-evaluation.
     Column("due_at", Time),
     Column("assess_at", Time),  # when its health is to be assessed next
     Index("ix_account_due", "partition", "due_at", postgresql_where=text("due_at is not null")),
@@ -69,6 +72,16 @@ usage_day = Table(
     Column("day", Date, primary_key=True),  # UTC
     Column("count", Integer, nullable=False),
     Column("last_at", Time, nullable=False),
+)
+
+usage_person = Table(
+    "usage_person",
+    metadata,
+    # Who it was, on which day: for metrics that count contacts.
+    Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE"), primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("day", Date, primary_key=True),  # UTC
+    Column("contact_key", Text, primary_key=True),
 )
 
 contact = Table(

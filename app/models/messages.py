@@ -62,6 +62,22 @@ message = Table(
     Index("ix_message_created", "created_at"),
 )
 
+reservation = Table(
+    "reservation",
+    metadata,
+    # The place a message takes under the caps, and as the one that its person gets of a step; given back when it is not sent after all.
+    Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), primary_key=True),
+    Column("person", Text, nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("campaign_id", BigInteger, nullable=False),
+    Column("step_id", Text, nullable=False),
+    Column("shadow", Boolean, nullable=False),  # shadow and live are counted apart
+    Column("at", Time, nullable=False),
+    Index("ix_reservation_person", "person", "at"),
+    Index("ix_reservation_account", "account_id", "at"),
+)
+
 outbox = Table(
     "outbox",
     metadata,

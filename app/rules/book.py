@@ -11,7 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from app.rules.conditions import Condition, Schema, compile_condition
-from app.rules.definition import SCALES, Campaign, Lifecycle, Trigger, WaitForSpec, goal_source, kind_of, walk
+from app.rules.definition import Campaign, WaitForSpec, goal_source, kind_of, walk
+from app.rules.lifecycle import Lifecycle
+from app.rules.triggers import listened
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def compile_version(id: int, key: str, number: int, campaign: Campaign, schema: 
     """The version ready to run. Raises ConditionError for a condition that does not compile (the check finds those first)."""
     nodes: dict[str, Node] = {}
     first = _link(campaign.steps, None, nodes, schema)
-    event, where = _trigger(campaign.trigger)
+    event, where = listened(campaign.trigger)
     parts = {
         "trigger_where": _maybe(where, schema),
         "audience": _maybe(campaign.audience, schema),
@@ -189,25 +191,6 @@ def _link(steps: list[Any], after: str | None, nodes: dict[str, Node], schema: S
         else:
             nodes[step.id] = Node(step.id, kind, step, following)
     return ids[0]
-
-
-def _trigger(trigger: Trigger) -> tuple[str, str | None]:
-    if trigger.event:
-        return trigger.event, trigger.where
-    if trigger.milestone:
-        return "nurture.milestone_reached", f'event.properties.milestone == "{trigger.milestone}"'
-    if trigger.milestone_overdue:
-        return "nurture.milestone_overdue", f'event.properties.milestone == "{trigger.milestone_overdue}"'
-    if trigger.stage:
-        return "nurture.stage_entered", f'event.properties.stage == "{trigger.stage}"'
-    if trigger.health:
-        return "nurture.health_changed", f'event.properties.band == "{trigger.health}" and event.properties.band_changed == true'
-    kind = trigger.survey.type
-    low, high = trigger.survey.score or SCALES[kind]
-    return (
-        "nurture.survey_responded",
-        f'event.properties.survey == "{kind}" and event.properties.score >= {low} and event.properties.score <= {high}',
-    )
 
 
 def _listened(spec: WaitForSpec) -> tuple[str | None, str | None]:

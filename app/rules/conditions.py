@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
-from app.rules.facts import Event, Milestone, Scope, Usage
+from app.rules.facts import Account, Event, Milestone, Scope, Usage
 
 LIMIT = 4_000  # characters of an expression
 NODES = 400
@@ -55,6 +55,7 @@ class Schema:
     contact_traits: Mapping[str, str]
     milestones: frozenset[str]
     metrics: frozenset[str]
+    people: frozenset[str] = frozenset()  # the metrics that know who it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Condition:
     @property
     def with_time(self) -> bool:
         """Whether it may change by time passing alone."""
-        return "now" in self.roots or any(root.startswith("usage.") for root in self.roots) or "days_" in self.source
+        by_day = any(root.startswith("usage.") or root in ("now", "utilization") for root in self.roots)
+        return by_day or "days_" in self.source
 
 
 def compile_condition(source: str, schema: Schema) -> Condition:
@@ -163,6 +165,7 @@ _ACCOUNT = {
     ("timezone",): "timezone",
     ("owner", "name"): "owner_name",
     ("owner", "email"): "owner_email",
+    ("owner", "timezone"): "owner_timezone",
     ("seats",): "seats",
     ("created_at",): "customer_since",
     ("renewal_date",): "renewal_date",
@@ -177,14 +180,17 @@ _CONTACT = {
     ("timezone",): "timezone",
     ("locale",): "locale",
 }
-_WINDOW = re.compile(r"(last|previous)_(\d{1,3})d")
-_ROOTS = ("account", "contact", "event", "stage", "milestone", "usage", "health", "enrollment", "response", "now")
+_WINDOW = re.compile(r"(last|previous|change|contacts)_(\d{1,3})d")
+_WINDOWS = ".last_7d, .previous_7d, .change_7d, .contacts_7d, .total or .last_at"
+_ROOTS = ("account", "contact", "event", "stage", "milestone", "usage", "utilization", "health", "enrollment", "response", "now")
 
 
 def _getter(path: Path, schema: Schema | None) -> Getter:
     root, rest = path[0], path[1:]
     if root == "now" and not rest:
         return lambda scope: scope.now
+    if root == "utilization" and not rest:
+        return lambda scope: _known(utilization(scope.account, scope.now))
     if root == "account":
         return _fact_getter("account", rest, _ACCOUNT, schema.account_traits if schema else None)
     if root == "contact":
@@ -267,7 +273,7 @@ def _milestone_getter(rest: Path, schema: Schema | None) -> Getter:
 
 def _usage_getter(rest: Path, schema: Schema | None) -> Getter:
     if len(rest) != 2:
-        raise ConditionError(f"{'.'.join(('usage', *rest))} is not a name; write usage.METRIC.last_7d, .previous_7d, .total or .last_at")
+        raise ConditionError(f"{'.'.join(('usage', *rest))} is not a name; write usage.METRIC{_WINDOWS}")
     metric, what = rest
     if schema and metric not in schema.metrics:
         raise ConditionError(f"usage metric {metric} is not declared in lifecycle.yaml", _nearest(metric, schema.metrics, "usage"))
@@ -278,16 +284,43 @@ def _usage_getter(rest: Path, schema: Schema | None) -> Getter:
         return lambda scope: _known(scope.account.usage.get(metric, nothing).last_at)
     window = _WINDOW.fullmatch(what)
     if not window:
-        raise ConditionError(f"usage.{metric}.{what} is not a window; write last_7d, previous_7d, total or last_at")
-    length = int(window.group(2))
-    skip = length if window.group(1) == "previous" else 0
+        raise ConditionError(f"usage.{metric}.{what} is not a window; write one of {_WINDOWS}")
+    kind, length = window.group(1), int(window.group(2))
+    if kind == "contacts":
+        if schema and metric not in schema.people:
+            raise ConditionError(f"usage metric {metric} counts no contacts; say `contacts: true` in lifecycle.yaml")
+        return lambda scope: people_within(scope.account.usage.get(metric, nothing), scope.now, length)
+    if kind == "change":
 
-    def count(scope: Scope) -> int:
-        newest = scope.now.astimezone(UTC).date().toordinal() - skip
-        days = scope.account.usage.get(metric, nothing).days
-        return sum(count for day, count in days if newest - length < day <= newest)
+        def change(scope: Scope) -> Any:
+            usage = scope.account.usage.get(metric, nothing)
+            before = counted(usage, scope.now, length, length)
+            return (counted(usage, scope.now, length) - before) / before if before else MISSING
 
-    return count
+        return change
+    skip = length if kind == "previous" else 0
+    return lambda scope: counted(scope.account.usage.get(metric, nothing), scope.now, length, skip)
+
+
+def counted(usage: Usage, now: datetime, length: int, skip: int = 0) -> int:
+    """How often within `length` UTC days, the newest of which lies `skip` days before that of `now`."""
+    newest = now.astimezone(UTC).date().toordinal() - skip
+    return sum(count for day, count in usage.days if newest - length < day <= newest)
+
+
+def utilization(account: Account, now: datetime) -> float | None:
+    """The share of the seats that people seen within the last 30 UTC days use; None where the seats are not known."""
+    if not account.seats:
+        return None
+    newest = now.astimezone(UTC).date().toordinal()
+    seen = (one.last_seen_at for one in account.contacts.values() if one.joined_at is not None and one.last_seen_at is not None)
+    return sum(newest - 30 < moment.astimezone(UTC).date().toordinal() <= newest for moment in seen) / account.seats
+
+
+def people_within(usage: Usage, now: datetime, length: int) -> int:
+    """How many different contacts within the last `length` UTC days, today's included."""
+    newest = now.astimezone(UTC).date().toordinal()
+    return len({contact for day, contact in usage.people if newest - length < day <= newest})
 
 
 def typed(value: Any, kind: str | None) -> Any:

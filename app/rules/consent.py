@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.rules.book import Book, Node, Version
-from app.rules.definition import TRANSACTIONAL
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
+from app.rules.lifecycle import TRANSACTIONAL
 from app.rules.timing import next_open, zone_for
 
 LOOK_AGAIN = timedelta(minutes=15)  # when a gate cannot say how long it stays closed (a pause, a hold without an end)

@@ -1,212 +1,26 @@
-"""What `lifecycle.yaml` and a campaign's `campaign.yaml` may say. Read strictly: every problem at once, each with its place."""
+"""What a campaign's `campaign.yaml` may say. Read strictly: every problem at once, each with its place."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import time, timedelta
+from datetime import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from app.rules.conditions import Schema
-from app.rules.identity import normalise
-from app.rules.timing import clock_time, duration, week_days, zone
+from app.rules.fields import Address, Clock, Duration, Line, Name, Plain, Positive, StepId, Strict, share
+from app.rules.timing import clock_time, duration, week_days
+from app.rules.triggers import BANDS, Trigger
 
-Duration = Annotated[timedelta, BeforeValidator(duration)]
-Positive = Annotated[timedelta, BeforeValidator(lambda value: _positive(duration(value)))]
-Clock = Annotated[time, BeforeValidator(clock_time)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-StepId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-Line = Annotated[str, Field(min_length=1, max_length=500)]
-Address = Annotated[Line, BeforeValidator(lambda value: _address(value))]
-Website = Annotated[Line, BeforeValidator(lambda value: _website(value))]
 MODES = ("draft", "shadow", "live", "paused", "archived")
-TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
-SCALES = {"nps": (0, 10), "csat": (1, 5), "ces": (1, 7)}
-TRANSACTIONAL = "transactional"
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong in a definition, with its place and, where there is one, a fix."""
-
-    file: str
-    line: int
-    column: int
-    rule: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.message} [{self.rule}]"
-
-
-# lifecycle.yaml ------------------------------------------------------------------------------------------------------
-
-
-class Brand(Strict):
-    name: Line
-    website: Website | None = None
-    app_url: Website | None = None
-    support_email: Address | None = None
-    postal_address: Line
-    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#2f6f4f"
-
-
-class Sender(Strict):
-    name: Line
-    email: Address
-    reply_to: Address | None = None
-
-
-class Topic(Strict):
-    name: Line
-    description: str = ""
-
-
-class StageSpec(Strict):
-    name: Name
-    label: str | None = None
-    exit_when: str | None = None
-
-
-class MilestoneSpec(Strict):
-    label: str | None = None
-    event: Line
-    where: str | None = None
-    expected_within: Positive | None = None
-
-
-class MetricSpec(Strict):
-    label: str | None = None
-    event: Line
-    where: str | None = None
-
-
-class Traits(Strict):
-    account: dict[str, Literal[TRAIT_TYPES]] = {}  # type: ignore[valid-type]
-    contact: dict[str, Literal[TRAIT_TYPES]] = {}  # type: ignore[valid-type]
-
-
-class SurveyRules(Strict):
-    quarantine: Positive = timedelta(days=90)
-    closes_after: Positive = timedelta(days=30)
-
-
-class Measure(Strict):
-    name: Name
-    label: str | None = None
-    metric: Line
-    worst: float
-    best: float
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    half_life: Positive | None = None
-
-    @model_validator(mode="after")
-    def _a_range(self) -> Measure:
-        if self.worst == self.best:
-            raise ValueError("worst and best must differ; worst is 0 points, best is 100")
-        return self
-
-
-class MeasureGroup(Strict):
-    name: Name
-    label: str | None = None
-    weight: Annotated[float, Field(gt=0)]
-    measures: Annotated[list[Measure], Field(min_length=1)]
-
-
-class HealthModel(Strict):
-    minimum_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
-    groups: Annotated[list[MeasureGroup], Field(min_length=1)]
-
-
-class Lifecycle(Strict):
-    """What all campaigns share. The first stage is where every account starts."""
-
-    timezone: str = "UTC"
-    brand: Brand
-    senders: dict[str, Sender]
-    topics: dict[Name, Topic]
-    roles: dict[Name, str] = {}
-    stages: Annotated[list[StageSpec], Field(min_length=1)]
-    milestones: dict[Name, MilestoneSpec] = {}
-    traits: Traits = Traits()
-    usage: dict[Name, MetricSpec] = {}
-    survey: SurveyRules = SurveyRules()
-    health: HealthModel | None = None
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        if zone(value) is None:
-            raise ValueError(f"{value!r} is not a time zone; write it like Europe/Berlin")
-        return value
-
-    @model_validator(mode="after")
-    def _names(self) -> Lifecycle:
-        if "default" not in self.senders:
-            raise ValueError("senders needs one called default")
-        if TRANSACTIONAL in self.topics:
-            raise ValueError("the topic transactional exists always and has no opt-out; do not declare it")
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError("stages: every stage needs a name of its own")
-        return self
-
-    @property
-    def schema(self) -> Schema:
-        return Schema(dict(self.traits.account), dict(self.traits.contact), frozenset(self.milestones), frozenset(self.usage))
-
-
-# campaign.yaml -------------------------------------------------------------------------------------------------------
-
-
-class SurveyTrigger(Strict):
-    """An answer of that kind with a score in that range, both ends included."""
-
-    type: Literal["nps", "csat", "ces"] = "nps"
-    score: tuple[int, int] | None = None
-
-    @model_validator(mode="after")
-    def _in_scale(self) -> SurveyTrigger:
-        low, high = SCALES[self.type]
-        if self.score and not low <= self.score[0] <= self.score[1] <= high:
-            raise ValueError(f"score is a range within {low} and {high}, such as [{low}, {high - 1}]")
-        return self
-
-
-class Trigger(Strict):
-    """What starts an enrollment. Exactly one kind; all are sugar for an event name and a test of its properties."""
-
-    event: Line | None = None
-    where: str | None = None
-    milestone: Name | None = None
-    milestone_overdue: Name | None = None
-    stage: Name | None = None
-    health: Literal["green", "yellow", "red"] | None = None
-    survey: SurveyTrigger | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Trigger:
-        kinds = [
-            kind for kind in ("event", "milestone", "milestone_overdue", "stage", "health", "survey") if getattr(self, kind) is not None
-        ]
-        if len(kinds) != 1:
-            raise ValueError("a trigger needs exactly one of event, milestone, milestone_overdue, stage, health, survey")
-        if self.where is not None and self.event is None:
-            raise ValueError("`where` belongs to `event`")
-        return self
+Scalar = str | bool | int | float | None
 
 
 class Recipients(Strict):
+    """Members with one of the roles, in that order: the first who can be reached, all of them, or whoever answered the survey."""
+
     roles: list[Name] = []
-    pick: Literal["first", "all"] = "first"
+    pick: Literal["first", "all", "responder"] = "first"
 
 
 class Reentry(Strict):
@@ -249,13 +63,16 @@ class SendWindow(Strict):
         return clock_time(self.hours.partition("-")[2].strip())
 
 
+# The steps -----------------------------------------------------------------------------------------------------------
+
+
 class WaitSpec(Strict):
-    """`3d`, or calendar days with a clock time, or until a moment of the account."""
+    """`3d`, or calendar days with a clock time, or until a moment of the account, at a clock time if one is given."""
 
     days: Annotated[int, Field(ge=0, le=3650)] | None = None
     at: Clock | None = None
-    until: Annotated[str, Field(pattern=r"^[a-z]+(\.[A-Za-z0-9_]+)+$")] | None = None  # a plain path
-    offset: Duration = timedelta(0)
+    until: Plain | None = None
+    offset: Duration = duration("0d")
     if_past: Literal["continue", "skip", "exit"] | None = None
     span: Positive | None = None
 
@@ -276,7 +93,7 @@ class WaitSpec(Strict):
 class WaitForSpec(Strict):
     milestone: Name | None = None
     stage: Name | None = None
-    health: Literal["green", "yellow", "red"] | None = None
+    health: Literal[BANDS] | None = None  # type: ignore[valid-type]
     event: Line | None = None
     where: str | None = None
     survey: StepId | None = None
@@ -290,14 +107,51 @@ class WaitForSpec(Strict):
         return self
 
 
+class Repeat(Strict):
+    """Again every so often, counted from the first time: no drift, and what an outage missed is made up for once."""
+
+    every: Positive
+    until: str | None = None
+    at_most: Annotated[int, Field(ge=2, le=1000)] = 52
+
+
+class AlertSpec(Strict):
+    """A notice to staff: to the account's owner, to a channel of lifecycle.yaml, or to an address."""
+
+    to: Literal["owner"] | Name | Address = "owner"
+    text: Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+class TaskSpec(Strict):
+    """Something for a person to do, with a date to do it by."""
+
+    title: Line
+    note: Annotated[str, Field(max_length=4000)] = ""
+    to: Literal["owner"] | Address = "owner"
+    due: Positive = duration("3d")
+
+
+class WebhookSpec(Strict):
+    """A signed call of a channel of lifecycle.yaml. `data` goes with it, its texts with merge tags filled in."""
+
+    to: Name
+    data: dict[str, Scalar] = {}
+
+
 class Base(Strict):
     id: StepId
 
 
 class EmailStep(Base):
+    """`reminds` names an earlier mail step: this one goes to who got that one and has not answered or clicked."""
+
     email: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*\.mjml$")]
     subject: Line
+    subjects: dict[Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")], Line] = {}  # by language
     topic: Name | None = None
+    recipients: Recipients | None = None
+    reminds: StepId | None = None
+    repeat: Repeat | None = None
 
 
 class SurveyStep(EmailStep):
@@ -337,17 +191,56 @@ class BranchStep(Base):
         return arms
 
 
+class SplitArm(Strict):
+    name: Name
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    steps: list[Step] = []
+
+
+class SplitStep(Base):
+    split: Annotated[list[SplitArm], Field(min_length=2)]
+
+    @field_validator("split")
+    @classmethod
+    def _names(cls, arms: list[SplitArm]) -> list[SplitArm]:
+        if len({arm.name for arm in arms}) != len(arms):
+            raise ValueError("every arm of a split needs a name of its own")
+        return arms
+
+
+class AlertStep(Base):
+    alert: AlertSpec
+    repeat: Repeat | None = None
+
+
+class TaskStep(Base):
+    task: TaskSpec
+    repeat: Repeat | None = None
+
+
+class WebhookStep(Base):
+    webhook: WebhookSpec
+    repeat: Repeat | None = None
+
+
+class SetStep(Base):
+    """Traits of the account or of the contact, as if the product had said so."""
+
+    set: Annotated[dict[Annotated[str, Field(pattern=r"^(account|contact)\.traits\.[A-Za-z0-9_]+$")], Scalar], Field(min_length=1)]
+
+
 class ExitStep(Base):
     exit: Line
 
 
-_KINDS = ("survey", "email", "wait_for", "wait", "branch", "exit")
+STEP_KINDS = ("survey", "email", "wait_for", "wait", "branch", "split", "alert", "task", "webhook", "set", "exit")
+MAIL_KINDS = ("email", "survey")
 
 
 def kind_of(step: Any) -> str | None:
-    """The kind of a step as written or as read: survey, email, wait_for, wait, branch or exit."""
+    """The kind of a step as written or as read: one of STEP_KINDS."""
     names = step if isinstance(step, Mapping) else getattr(type(step), "model_fields", {})
-    return next((kind for kind in _KINDS if kind in names), None)
+    return next((kind for kind in STEP_KINDS if kind in names), None)
 
 
 Step = Annotated[
@@ -356,11 +249,16 @@ Step = Annotated[
     | Annotated[WaitForStep, Tag("wait_for")]
     | Annotated[WaitStep, Tag("wait")]
     | Annotated[BranchStep, Tag("branch")]
+    | Annotated[SplitStep, Tag("split")]
+    | Annotated[AlertStep, Tag("alert")]
+    | Annotated[TaskStep, Tag("task")]
+    | Annotated[WebhookStep, Tag("webhook")]
+    | Annotated[SetStep, Tag("set")]
     | Annotated[ExitStep, Tag("exit")],
     Discriminator(
         kind_of,
         custom_error_type="step_kind",
-        custom_error_message="a step needs an id and one of email, survey, wait, wait_for, branch, exit",
+        custom_error_message="a step needs an id and one of email, survey, wait, wait_for, branch, split, alert, task, webhook, set, exit",
     ),
 ]
 
@@ -378,30 +276,27 @@ class Campaign(Strict):
     trigger: Trigger
     audience: str | None = None
     recipients: Recipients = Recipients()
+    per_account: bool = False  # whether a person in several accounts gets a step once for each
     reentry: Literal["never"] | Reentry = "never"
     goal: Goal | None = None
     exit_when: str | None = None
     holdout: float = 0.0
     send_window: SendWindow | None = None
     sender: str = "default"
-    expires: Positive = timedelta(days=3)
-    recipient_wait: Duration = timedelta(days=3)
+    expires: Positive = duration("3d")
+    recipient_wait: Duration = duration("3d")
     steps: Annotated[list[Step], Field(min_length=1)]
 
     @field_validator("holdout", mode="before")
     @classmethod
     def _percent(cls, value: Any) -> float:
-        text = str(value).strip()
-        try:
-            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share < 1:
-            raise ValueError(f"{value!r} is not a share; write it like 10%")
-        return share
+        found = share(value)
+        if found >= 1:
+            raise ValueError(f"{value!r} would hold everybody out; write it like 10%")
+        return found
 
 
-for _model in (WaitForStep, Arm, BranchStep, Campaign):
+for _model in (WaitForStep, Arm, BranchStep, SplitArm, SplitStep, Campaign):
     _model.model_rebuild()
 
 
@@ -410,12 +305,20 @@ def walk(steps: list[Any], place: tuple = ("steps",)) -> Iterator[tuple[tuple, A
     for index, step in enumerate(steps):
         here = (*place, index)
         yield here, step
-        if isinstance(step, WaitForStep):
-            yield from walk(step.on_timeout, (*here, "on_timeout"))
-        elif isinstance(step, BranchStep):
-            for number, arm in enumerate(step.branch):
-                inner = "steps" if arm.otherwise is None else "else"
-                yield from walk(arm.steps or arm.otherwise or [], (*here, "branch", number, inner))
+        for inner, nested in inside(step):
+            yield from walk(nested, (*here, *inner))
+
+
+def inside(step: Any) -> Iterator[tuple[tuple, list[Any]]]:
+    """The lists of steps that stand in a step, each with its place in it."""
+    if isinstance(step, WaitForStep):
+        yield ("on_timeout",), step.on_timeout
+    elif isinstance(step, BranchStep):
+        for number, arm in enumerate(step.branch):
+            yield ("branch", number, "steps" if arm.otherwise is None else "else"), arm.steps or arm.otherwise or []
+    elif isinstance(step, SplitStep):
+        for number, arm in enumerate(step.split):
+            yield ("split", number, "steps"), arm.steps
 
 
 def goal_source(goal: Goal | None) -> str | None:
@@ -431,6 +334,8 @@ def conditions_of(campaign: Campaign) -> Iterator[tuple[tuple, str]]:
     """Every condition of the file with its place, for the check."""
     if campaign.trigger.where:
         yield ("trigger", "where"), campaign.trigger.where
+    if campaign.trigger.date:
+        yield ("trigger", "date", "field"), campaign.trigger.date.field
     for name in ("audience", "exit_when"):
         if source := getattr(campaign, name):
             yield (name,), source
@@ -445,21 +350,5 @@ def conditions_of(campaign: Campaign) -> Iterator[tuple[tuple, str]]:
             yield (*place, "wait_for", "where"), step.wait_for.where
         elif isinstance(step, WaitStep) and step.wait.until:
             yield (*place, "wait", "until"), step.wait.until
-
-
-def _address(value: Any) -> Any:
-    if normalise(value) is None or not str(value).isascii():
-        raise ValueError(f"{value!r} is not an address that mail can come from; write it like success@example.com")
-    return value
-
-
-def _website(value: Any) -> Any:
-    if not isinstance(value, str) or not re.match(r"https?://[^\s/@]", value):
-        raise ValueError(f"{value!r} is not a web address; write it like https://www.example.com/")
-    return value
-
-
-def _positive(span: timedelta) -> timedelta:
-    if span <= timedelta(0):
-        raise ValueError("a duration here must be longer than nothing")
-    return span
+        if (repeat := getattr(step, "repeat", None)) and repeat.until:
+            yield (*place, "repeat", "until"), repeat.until

@@ -61,10 +61,12 @@ class Contact:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One metric's daily counts (UTC), newest first: `days` are (ordinal of the day, count)."""
+    """One metric's daily counts (UTC), newest first: `days` are (ordinal of the day, count). `people` are (ordinal of the day, contact),
+    for metrics that count contacts."""
 
     days: tuple[tuple[int, int], ...] = ()
     last_at: datetime | None = None
+    people: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,10 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """All that rules may know of an account at one moment. `contacts` and `usage` are loaded only where something reads them."""
+    """All that rules may know of an account at one moment. `contacts` and `usage` are loaded only where something reads them.
+
+    `watched` is what watches remember of what they have told, by the watch's key (`rules.watching`).
+    """
 
     key: str
     id: int
@@ -127,6 +132,7 @@ class Account:
     timezone: str | None = None
     owner_name: str | None = None
     owner_email: str | None = None
+    owner_timezone: str | None = None
     seats: int | None = None
     customer_since: datetime | None = None
     renewal_date: datetime | None = None
@@ -143,13 +149,15 @@ class Account:
     enrollments: tuple[Enrollment, ...] = ()
     past: tuple[Past, ...] = ()
     candidates: tuple[Mapping[str, Any], ...] = ()
+    watched: Mapping[str, Any] = _none()
     held: str | None = None
     clocks: Mapping[str, Any] = _none()
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A dated fact. `id` is its row, None for one that is only now derived; `mark` is None, `too_old` or `backfill`."""
+    """A dated fact. `id` is its row, None for one that is only now derived; `mark` is None, `too_old` or `backfill`; `source` is who
+    posted it, 0 for the engine itself."""
 
     name: str
     properties: Mapping[str, Any]
@@ -161,6 +169,7 @@ class Event:
     mark: str | None = None
     depth: int = 0
     id: int | None = None
+    source: int = 0
 
     @property
     def at(self) -> datetime:
@@ -216,6 +225,28 @@ class NewMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class NewEffect:
+    """An effect on staff or on another system: an alert, a task or a webhook, once for a step of an enrollment.
+
+    `spec` is what the step says, `values` are the facts that its merge tags read, as they were when the step came. `state` is due,
+    ghosted (held out) or shadow.
+    """
+
+    id: UUID
+    kind: str
+    enrollment: UUID
+    campaign: str
+    version: int
+    step: str
+    occurrence: int
+    contact: str | None
+    spec: Mapping[str, Any]
+    values: Mapping[str, Any]
+    created_at: datetime
+    state: str = "due"
+
+
+@dataclass(frozen=True, slots=True)
 class Reaction:
     """What follows from one occurrence: the account afterwards, and everything that must be written with it.
 
@@ -227,6 +258,7 @@ class Reaction:
     account: Account
     enrollments: tuple[Enrollment, ...] = ()
     messages: tuple[NewMessage, ...] = ()
+    effects: tuple[NewEffect, ...] = ()
     decisions: tuple[Decision, ...] = ()
     derived: tuple[Event, ...] = ()
     usage: tuple[str, ...] = ()

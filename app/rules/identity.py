@@ -122,6 +122,7 @@ def _account_values(account: Account, event: Event) -> Account:
         if name == "owner":
             owner = value if isinstance(value, Mapping) else {}
             fields["owner_name"], fields["owner_email"] = _text(owner.get("name")), _text(owner.get("email"))
+            fields["owner_timezone"] = _zone(owner.get("timezone"))
             known = bool(owner)
         elif rule := _ACCOUNT.get(name):
             fields[rule[0]] = rule[1](value)

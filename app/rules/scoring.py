@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import fsum, isfinite
 
-from app.rules.definition import HealthModel, Measure
+from app.rules.lifecycle import HealthModel, Measure
 
 BANDS = ("red", "yellow", "green")
 _FROM = {"red": 0.0, "yellow": 60.0, "green": 80.0}

@@ -9,8 +9,8 @@ from typing import Any
 
 from app.rules.book import Node, Version
 from app.rules.conditions import value_of
-from app.rules.definition import TRANSACTIONAL
 from app.rules.facts import Account, Contact, Enrollment, Milestone, NewMessage, hash_id
+from app.rules.lifecycle import TRANSACTIONAL
 from app.rules.timing import days_later, next_open, zone_for
 from app.rules.turn import Turn
 

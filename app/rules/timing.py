@@ -63,8 +63,9 @@ def zone(name: str | None) -> ZoneInfo | None:
 
 
 def zone_for(account: Account, contact: Contact | None, installation: str) -> tuple[ZoneInfo, str]:
-    """Whose clock counts: contact → account → installation. Returns the zone and which of them gave it."""
-    for whose, name in (("contact", contact.timezone if contact else None), ("account", account.timezone)):
+    """Whose clock counts: contact → account → owner → installation. Returns the zone and which of them gave it."""
+    names = (("contact", contact.timezone if contact else None), ("account", account.timezone), ("owner", account.owner_timezone))
+    for whose, name in names:
         if found := zone(name):
             return found, whose
     return zone(installation) or ZoneInfo("UTC"), "installation"

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from app.flow import respond, track
 from app.flow import view as flow_view
 from app.flow.respond import ALL, Message
-from app.rules.definition import TRANSACTIONAL
+from app.rules.lifecycle import TRANSACTIONAL
 from app.web import public
 from app.web.context import here
 

@@ -1,0 +1,165 @@
+"""What `lifecycle.yaml` may say: everything that campaigns share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from app.rules.conditions import Schema
+from app.rules.fields import Address, Duration, Line, Name, Positive, Strict, Website
+from app.rules.timing import duration, zone
+
+TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
+TRANSACTIONAL = "transactional"
+
+
+class Brand(Strict):
+    name: Line
+    website: Website | None = None
+    app_url: Website | None = None
+    support_email: Address | None = None
+    postal_address: Line
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#2f6f4f"
+
+
+class Sender(Strict):
+    """Who mail comes from. With `owner`, it comes in the name of the CSM who owns the account, and answers go to them; `name` and
+    `email` are for accounts without an owner, and `email` for owners whose address is at another domain."""
+
+    name: Line
+    email: Address
+    reply_to: Address | None = None
+    owner: bool = False
+
+
+class Topic(Strict):
+    name: Line
+    description: str = ""
+
+
+class StageSpec(Strict):
+    """A lifecycle stage. `exit_when` leads to `next` (by default the stage after it in the list); `enter_when` takes an account in
+    from any other stage. After `at_most` the account is overdue in it: an event, and with `then: next` the end of the stage."""
+
+    name: Name
+    label: str | None = None
+    enter_when: str | None = None
+    exit_when: str | None = None
+    next: Name | None = None
+    at_most: Positive | None = None
+    then: Literal["stay", "next"] = "stay"
+
+
+class MilestoneSpec(Strict):
+    label: str | None = None
+    event: Line
+    where: str | None = None
+    expected_within: Positive | None = None
+
+
+class MetricSpec(Strict):
+    """A usage metric: how often `event` came. With `contacts`, it also knows how many different people it came from."""
+
+    label: str | None = None
+    event: Line
+    where: str | None = None
+    contacts: bool = False
+
+
+class Traits(Strict):
+    account: dict[str, Literal[TRAIT_TYPES]] = {}  # type: ignore[valid-type]
+    contact: dict[str, Literal[TRAIT_TYPES]] = {}  # type: ignore[valid-type]
+
+
+class Cap(Strict):
+    """At most so many messages per person or per account within a rolling window, over all campaigns; of one topic, or of all but
+    transactional mail."""
+
+    topic: Name | None = None
+    per: Literal["person", "account"] = "person"
+    at_most: Annotated[int, Field(ge=1, le=1000)]
+    within: Positive
+
+
+class SurveyRules(Strict):
+    quarantine: Positive = duration("90d")
+    closes_after: Positive = duration("30d")
+
+
+class Measure(Strict):
+    name: Name
+    label: str | None = None
+    metric: Line
+    worst: float
+    best: float
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    half_life: Positive | None = None
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Measure:
+        if self.worst == self.best:
+            raise ValueError("worst and best must differ; worst is 0 points, best is 100")
+        return self
+
+
+class MeasureGroup(Strict):
+    name: Name
+    label: str | None = None
+    weight: Annotated[float, Field(gt=0)]
+    measures: Annotated[list[Measure], Field(min_length=1)]
+
+
+class HealthModel(Strict):
+    minimum_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
+    groups: Annotated[list[MeasureGroup], Field(min_length=1)]
+
+
+class Lifecycle(Strict):
+    """A `lifecycle.yaml`. The first stage is where every account starts."""
+
+    timezone: str = "UTC"
+    brand: Brand
+    senders: dict[str, Sender]
+    topics: dict[Name, Topic]
+    roles: dict[Name, str] = {}
+    stages: Annotated[list[StageSpec], Field(min_length=1)]
+    milestones: dict[Name, MilestoneSpec] = {}
+    traits: Traits = Traits()
+    usage: dict[Name, MetricSpec] = {}
+    caps: list[Cap] = []
+    jitter: Duration = duration("15m")  # how far a send window's opening is spread
+    channels: dict[Name, str] = {}  # where alerts and webhooks go; `nurture channels set` gives each its address
+    survey: SurveyRules = SurveyRules()
+    health: HealthModel | None = None
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        if zone(value) is None:
+            raise ValueError(f"{value!r} is not a time zone; write it like Europe/Berlin")
+        return value
+
+    @model_validator(mode="after")
+    def _names(self) -> Lifecycle:
+        if "default" not in self.senders:
+            raise ValueError("senders needs one called default")
+        if TRANSACTIONAL in self.topics:
+            raise ValueError("the topic transactional exists always and has no opt-out; do not declare it")
+        if "owner" in self.channels:
+            raise ValueError("the channel owner exists always; do not declare it")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError("stages: every stage needs a name of its own")
+        for stage in self.stages:
+            if stage.next is not None and (stage.next not in names or stage.next == stage.name):
+                raise ValueError(f"stages: {stage.name} leads to {stage.next}, which is not another stage; there are: {', '.join(names)}")
+        for cap in self.caps:
+            if cap.topic is not None and cap.topic not in self.topics:
+                raise ValueError(f"caps: {cap.topic} is not a topic with an opt-out; there are: {', '.join(self.topics)}")
+        return self
+
+    @property
+    def schema(self) -> Schema:
+        people = frozenset(name for name, metric in self.usage.items() if metric.contacts)
+        return Schema(dict(self.traits.account), dict(self.traits.contact), frozenset(self.milestones), frozenset(self.usage), people)
