@@ -95,8 +95,9 @@ def test_timers_are_found_when_they_are_due(published):
     run(published)
     with published.begin() as conn:
         conn.execute(update(enrollment).values(step_id="pause", position={}, due_at=at("2d")))
-    assert run(published, at("1d")) == 0
-    assert run(published, at("2d")) == 1
+    assert run(published, at("1d")) == 1  # the account's daily look, which finds nothing
+    assert [step for (step,) in rows(published, message, message.c.step_id)] == ["hello"]
+    assert run(published, at("2d")) == 2
     assert [step for (step,) in rows(published, message, message.c.step_id)] == ["hello", "tips"]
 
 
@@ -115,7 +116,7 @@ def test_the_size_of_the_batch_changes_nothing(engine, tmp_path):
         == (
             "adoption",
             {"first_value"},
-            None,
+            at("1d"),
         )
     )
     assert [one.step for one in first.enrollments] == [one.step for one in second.enrollments] == ["hello"]

@@ -85,9 +85,9 @@ def test_calendar_days_never_go_back(since, number, at, where):
 def test_a_window_opens_in_the_future_and_is_open_then(moment, weekdays, opens, closes, where):
     if opens == closes:
         return
-    found = next_open(moment, weekdays, opens, closes, where, "someone")
+    found = next_open(moment, weekdays, opens, closes, where, timedelta(minutes=15), "someone")
     assert found >= moment
-    again = next_open(found, weekdays, opens, closes, where, "someone")
+    again = next_open(found, weekdays, opens, closes, where, timedelta(minutes=15), "someone")
     assert again == found, "what it names is a moment at which the window is open"
     assert found - moment <= timedelta(days=9)
 

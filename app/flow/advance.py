@@ -41,6 +41,7 @@ class Advanced:
     busy: bool = False
     full: bool = False
     mail_due: bool = False
+    effects_due: bool = False
     ring: set[int] = field(default_factory=set)
 
 
@@ -124,7 +125,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
         batch.add(key, occurrence, reaction)
     batch.after = accounts
     batch.processed = taken.processed_ids()
-    done.mail_due = consequences.write(conn, batch)
+    done.mail_due, done.effects_due = consequences.write(conn, batch)
     return done
 
 
@@ -146,6 +147,7 @@ class _Taken:
     full: bool
     aliased: bool  # whether any contact has a former id
     horizon: datetime  # up to here nothing else of the partition is waiting
+    now: datetime
     set_aside: set[int] = field(default_factory=set)  # pending events that are not processed by this batch
     acting: set[str] = field(default_factory=set)  # accounts that are loaded completely
     following: list[tuple[datetime, int, str, Timer, str]] = field(default_factory=list)  # a heap
@@ -174,7 +176,7 @@ class _Taken:
             if due <= self.horizon:
                 what = f"enrollment:{ident}" if ident else f"account:{after.key}"
                 self.followed += 1
-                heappush(self.following, (due, self.followed, after.key, Timer(due, ident), what))
+                heappush(self.following, (due, self.followed, after.key, Timer(due, ident, self.now), what))
 
     def ordered(self) -> list[tuple[str | None, Occurrence, str]]:
         """(account, occurrence, what it is called when it has to be parked), in the order of processing."""
@@ -201,9 +203,11 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
     pending = _PENDING.format(parked=_NOT_PARKED if waits else "")
     rows = conn.exec_driver_sql(pending, values).all()
     due = conn.exec_driver_sql(_TIMERS, values).all()
-    timers = [(key, Timer(at, enrollment), f"enrollment:{enrollment}" if enrollment else f"account:{key}") for key, enrollment, at in due]
-    events = [_Event(Event(name, properties, at, received, message, kind, contact, mark, depth, ident), account)
-              for ident, kind, name, account, contact, properties, at, received, message, mark, depth in rows]  # fmt: skip
+    timers = [
+        (key, Timer(at, enrollment, now), f"enrollment:{enrollment}" if enrollment else f"account:{key}") for key, enrollment, at in due
+    ]
+    events = [_Event(Event(name, properties, at, received, message, kind, contact, mark, depth, ident, source), account)
+              for ident, kind, name, account, contact, properties, at, received, message, mark, depth, source in rows]  # fmt: skip
     full, horizon = max(len(rows), len(due)) >= limit, now
     if len(events) + len(timers) > limit:
         moments = [(one.event.at, 0) for one in events] + [(timer.at, 1) for _, timer, _ in timers]
@@ -214,7 +218,7 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
         full = True
     elif full:
         horizon = max([one.event.at for one in events] + [timer.at for _, timer, _ in timers]) - MOMENT
-    return _Taken(events, timers, full, aliased, horizon)
+    return _Taken(events, timers, full, aliased, horizon, now)
 
 
 def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
@@ -307,7 +311,8 @@ def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken:
     acting = {key for key, occurrence, _ in taken.ordered() if key is not None and journey.needs(book, accounts[key], occurrence)}
     taken.acting = acting
     if acting:
-        accounts.update(states.complete(conn, {key: accounts[key] for key in acting}, book.lifecycle.usage, now, entering=True))
+        some = {key: accounts[key] for key in acting}
+        accounts.update(states.complete(conn, some, book.lifecycle.usage, now, entering=True, lock=book.sets_contacts))
     return accounts
 
 
@@ -372,8 +377,8 @@ _NOT_PARKED = """
       and (p.account_key is not null or p.contact_key is null or p.contact_key <> all(%(contacts)s))"""
 # Chosen with `= any(array(…))`: the join chose a sequential scan.
 _PENDING = """
-select id, kind, name, account_key, contact_key, properties, occurred_at, received_at, message_id, mark, depth from event
-where id = any(array(
+select id, kind, name, account_key, contact_key, properties, occurred_at, received_at, message_id, mark, depth, source_id
+from event where id = any(array(
     select event_id from event_pending p where partition = %(partition)s {parked} order by received_at, event_id limit %(limit)s))"""
 _TIMERS = """
 (select a.external_id, e.id, e.due_at from enrollment e join account a on a.id = e.account_id

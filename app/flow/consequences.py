@@ -12,12 +12,13 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.db import insert_rows, update_rows
+from app.flow import wording
 from app.flow.ingest import key_of
 from app.models import account as account_table
 from app.models import contact as contact_table
-from app.models import decision, enrollment, membership, message, milestone, stage_history, usage_day
+from app.models import decision, effect, enrollment, membership, message, milestone, stage_history, task, usage_day, usage_person
 from app.rules.book import Book
-from app.rules.facts import Account, Contact, Decision, Enrollment, Event, NewMessage, Occurrence, Reaction
+from app.rules.facts import Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Occurrence, Reaction
 
 ASSESS_SOON = timedelta(seconds=5)  # after a milestone, a stage, new traits
 ASSESS_LATER = timedelta(minutes=10)  # after mere usage
@@ -52,9 +53,11 @@ class Batch:
     processed: list[int] = field(default_factory=list)
     enrollments: dict[UUID, tuple[str, Enrollment]] = field(default_factory=dict)
     messages: list[tuple[str, NewMessage]] = field(default_factory=list)
+    effects: list[tuple[Account, NewEffect]] = field(default_factory=list)
     decisions: list[tuple[str, Decision]] = field(default_factory=list)
     derived: list[tuple[str, Event]] = field(default_factory=list)
     usage: dict[tuple[str, str, Any], list] = field(default_factory=dict)
+    people: set[tuple[str, str, Any, str]] = field(default_factory=set)
     stages: list[tuple[str, str, datetime, str]] = field(default_factory=list)
     seen: dict[str, datetime] = field(default_factory=dict)
     seen_contacts: dict[str, datetime] = field(default_factory=dict)
@@ -66,7 +69,10 @@ class Batch:
             if occurrence.kind == "track" and occurrence.contact and occurrence.depth == 0 and occurrence.mark is None:
                 self.seen_contacts[occurrence.contact] = occurrence.occurred_at
             for metric in reaction.usage:
-                place = (key, metric, occurrence.occurred_at.astimezone(UTC).date())
+                day = occurrence.occurred_at.astimezone(UTC).date()
+                place = (key, metric, day)
+                if occurrence.contact and self.book.lifecycle.usage[metric].contacts:
+                    self.people.add((*place, occurrence.contact))
                 if known := self.usage.get(place):
                     known[0] += 1
                     known[1] = max(known[1], occurrence.occurred_at)
@@ -75,24 +81,27 @@ class Batch:
         for one in reaction.enrollments:
             self.enrollments[one.id] = (key, one)
         self.messages += [(key, one) for one in reaction.messages]
+        self.effects += [(reaction.account, one) for one in reaction.effects]
         self.decisions += [(key, one) for one in reaction.decisions]
         self.derived += [(key, one) for one in reaction.derived]
         self.stages += [(key, *one) for one in reaction.stages]
 
 
-def write(conn: Connection, batch: Batch) -> bool:
-    """Writes everything and deletes the processed events from the pending. Returns whether mail is due now."""
+def write(conn: Connection, batch: Batch) -> tuple[bool, bool]:
+    """Writes everything and deletes the processed events from the pending. Returns whether mail is due now, and alerts or webhooks."""
     ids = {key: account.id for key, account in batch.after.items()}
     contacts = _write_contacts(conn, batch, ids)
     _write_accounts(conn, batch, ids)
     _write_usage(conn, batch, ids)
     _write_enrollments(conn, batch, ids, contacts)
     _write_messages(conn, batch, ids, contacts)
+    _write_effects(conn, batch, contacts)
     _write_decisions(conn, batch, ids, contacts)
     _write_derived(conn, batch)
     if batch.processed:
         conn.exec_driver_sql("delete from event_pending where event_id = any(%(ids)s)", {"ids": batch.processed})
-    return any(one.due_at <= batch.now for _, one in batch.messages)
+    told = any(one.kind != "task" and one.state == "due" for _, one in batch.effects)
+    return any(one.due_at <= batch.now for _, one in batch.messages), told
 
 
 def make_accounts(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -238,6 +247,10 @@ def _write_usage(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> None
         conflict="(account_id, metric, day) do update set count = usage_day.count + excluded.count, "
         "last_at = greatest(usage_day.last_at, excluded.last_at)",
     )
+    people = [
+        {"account_id": ids[key], "metric": metric, "day": day, "contact_key": contact} for key, metric, day, contact in sorted(batch.people)
+    ]
+    insert_rows(conn, usage_person, people, conflict="do nothing")
 
 
 def _write_enrollments(conn: Connection, batch: Batch, ids: Mapping[str, int], contacts: Mapping[str, int]) -> None:
@@ -302,6 +315,30 @@ def _write_messages(conn: Connection, batch: Batch, ids: Mapping[str, int], cont
     insert_rows(conn, message, rows, conflict="do nothing")
 
 
+def _write_effects(conn: Connection, batch: Batch, contacts: Mapping[str, int]) -> None:
+    """Alerts and webhooks for whoever sends them, tasks for whoever does them: each once (invariant 3)."""
+    effects, tasks = [], []
+    for account, one in batch.effects:
+        row = {
+            "id": one.id,
+            "enrollment_id": one.enrollment,
+            "campaign_id": batch.book.standings[one.campaign].id,
+            "version_id": one.version,
+            "step_id": one.step,
+            "occurrence": one.occurrence,
+            "account_id": account.id,
+            "contact_id": contacts.get(one.contact or ""),
+            "created_at": one.created_at,
+        }
+        if one.kind == "task":
+            tasks.append(row | wording.task(one, account))
+        else:
+            payload = wording.payload(one, account, batch.book.versions[one.version].campaign.name)
+            effects.append(row | {"kind": one.kind, "payload": payload, "due_at": one.created_at, "state": one.state})
+    insert_rows(conn, effect, effects, conflict="do nothing")
+    insert_rows(conn, task, tasks, conflict="do nothing")
+
+
 def _write_decisions(conn: Connection, batch: Batch, ids: Mapping[str, int], contacts: Mapping[str, int]) -> None:
     rows = []
     for key, one in batch.decisions:
@@ -345,6 +382,7 @@ def _write_derived(conn: Connection, batch: Batch) -> None:
         {
             "k": key_of(one.message_id),
             "m": one.message_id,
+            "t": one.kind,
             "n": one.name,
             "a": key,
             "c": one.contact,
@@ -399,9 +437,9 @@ from unnest(%(keys)s::text[], %(times)s::timestamptz[], %(evidence)s::text[]) as
 _DERIVED = """
 with item as materialized (
     select * from jsonb_to_recordset(%(rows)s::jsonb)
-        as r(k uuid, m text, n text, a text, c text, p jsonb, o timestamptz, r timestamptz, x text, d smallint)
+        as r(k uuid, m text, t text, n text, a text, c text, p jsonb, o timestamptz, r timestamptz, x text, d smallint)
 ), fresh as (
     insert into event_key (source_id, key) select 0, k from item order by k on conflict do nothing returning key
 )
 insert into event (source_id, message_id, kind, name, account_key, contact_key, properties, occurred_at, received_at, mark, depth)
-select 0, m, 'track', n, a, c, p, o, item.r, x, d from item join fresh on fresh.key = item.k"""
+select 0, m, t, n, a, c, p, o, item.r, x, d from item join fresh on fresh.key = item.k"""

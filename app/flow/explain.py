@@ -230,12 +230,12 @@ def _unwritten(
         latest = said[-1]
         return Letter(node.id, "waiting" if latest.verdict == "wait" else "skipped", latest.text, subject, at=latest.at, lines=lines)
     if to_others:
-        reached, not_reached = recipients(version, account, enrollment.contact, version.topic_of(node))
+        reached, not_reached = recipients(version, account, enrollment, node)
         reason = next((reason for one, reason in not_reached if one.key == person.key), None)
         if reason is None:
-            wanted = version.campaign.recipients.roles
+            wanted = version.recipients_of(node).roles
             reason = "other_recipient" if not wanted or person.roles.intersection(wanted) else "wrong_role"
-        evidence = {"wanted": sorted(version.campaign.recipients.roles), "has": sorted(person.roles)}
+        evidence = {"wanted": sorted(version.recipients_of(node).roles), "has": sorted(person.roles)}
         line = Line("recipient", "no", reason, None, evidence, node.id, version.number, stored=False)
         return Letter(node.id, "not_made", line.text, subject, lines=(*lines, line))
     reason = "not_reached" if enrollment.state == "active" else "never_reached"
@@ -335,7 +335,7 @@ def _many(conn: Connection, statement: str, **values: Any) -> list[Any]:
 
 _LEDGER = """select d.at, d.gate, d.verdict, d.reason, d.evidence, d.step_id, d.version_id, d.enrollment_id, d.message_id, d.contact_id,
   k.key as campaign from decision d left join campaign k on k.id = d.campaign_id left join contact c on c.id = d.contact_id"""
-_ENROLLMENTS = """select n.id, k.key as campaign, n.version_id, n.state, n.step_id, n.due_at, n.end_reason, n.entered_at,
+_ENROLLMENTS = """select n.id, k.key as campaign, n.version_id, n.state, n.step_id, n.due_at, n.end_reason, n.entered_at, n.position,
   c.external_id as contact from enrollment n join campaign k on k.id = n.campaign_id left join contact c on c.id = n.contact_id
   where n.account_id = :account and (n.contact_id is null or n.contact_id = :contact) order by n.entered_at desc, n.id"""
 _MESSAGES = """select m.id, m.enrollment_id, m.step_id, m.state, m.reason, m.subject, m.contact_id, m.due_at, m.created_at, m.settled_at,

@@ -39,10 +39,18 @@ def load(
 
 
 def complete(
-    conn: Connection, accounts: Mapping[str, Account], metrics: Iterable[str], now: datetime, *, entering: bool = False
+    conn: Connection,
+    accounts: Mapping[str, Account],
+    metrics: Iterable[str],
+    now: datetime,
+    *,
+    entering: bool = False,
+    lock: bool = False,
 ) -> dict[str, Account]:
     """The same accounts with contacts and usage: what is needed where something may be decided. `entering` loads the enrollments that
-    have ended, too: whoever may enter a campaign may have been in it before."""
+    have ended, too: whoever may enter a campaign may have been in it before. `lock` keeps others from changing the contacts."""
+    if lock:
+        conn.exec_driver_sql(_LOCK_MEMBERS, {"ids": [account.id for account in accounts.values()]})
     rest = _rest(conn, [account.id for account in accounts.values()], metrics, now, entering)
     return {key: replace(account, **rest[account.id]) for key, account in accounts.items()}
 
@@ -60,8 +68,12 @@ def _rest(conn: Connection, ids: Sequence[int], metrics: Iterable[str], now: dat
         for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": now.date() - USAGE_KEPT}):
             days.setdefault((account_id, metric), []).append((day.toordinal(), count))
             lasts[account_id, metric] = max(lasts.get((account_id, metric), last), last)
+        people: dict[tuple[int, str], list[tuple[int, str]]] = {}
+        for account_id, metric, day, contact in conn.exec_driver_sql(_PEOPLE, {"ids": ids, "since": now.date() - USAGE_KEPT}):
+            people.setdefault((account_id, metric), []).append((day.toordinal(), contact))
         for (account_id, metric), counts in days.items():
-            rest[account_id]["usage"] = {**rest[account_id]["usage"], metric: Usage(tuple(counts), lasts[account_id, metric])}
+            usage = Usage(tuple(counts), lasts[account_id, metric], tuple(people.get((account_id, metric), ())))
+            rest[account_id]["usage"] = {**rest[account_id]["usage"], metric: usage}
     if entering:
         for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
             rest[account_id]["past"] = (*rest[account_id].get("past", ()), Past(*values))
@@ -157,6 +169,11 @@ from membership m join contact c on c.id = m.contact_id where m.account_id = any
 _STRANGERS = f"select {_PERSON}, '{{}}'::text[], null::timestamptz, {_CLOSED} from contact c where c.external_id = any(%(keys)s)"
 _USAGE = """
 select account_id, metric, day, count, last_at from usage_day where account_id = any(%(ids)s) and day > %(since)s order by day desc"""
+_PEOPLE = """
+select account_id, metric, day, contact_key from usage_person where account_id = any(%(ids)s) and day > %(since)s"""
+_LOCK_MEMBERS = """
+select c.id from contact c where c.id = any(array(select contact_id from membership where account_id = any(%(ids)s)))
+order by c.id for no key update"""
 _PAST = """
 select e.account_id, c.key, p.external_id, e.shadow, max(e.ended_at)
 from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id

@@ -5,29 +5,39 @@ A `Book` is everything in force: one lifecycle, all campaigns with their modes, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from app.rules.conditions import Condition, Schema, compile_condition
-from app.rules.definition import Campaign, WaitForSpec, goal_source, kind_of, walk
-from app.rules.lifecycle import Lifecycle
-from app.rules.triggers import listened
+from app.rules.conditions import Condition, Schema, compile_condition, paths_in
+from app.rules.definition import MAIL_KINDS, Campaign, WaitForSpec, goal_source, kind_of, walk
+from app.rules.lifecycle import Cap, Lifecycle
+from app.rules.triggers import DateTrigger, InactiveTrigger, UsageTrigger, UtilizationTrigger, listened
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step with its successors by id. `arms` are (condition or None for else, first step or None for nothing)."""
+    """A step with its successors by id. `arms` are (condition or None for else, first step or None for nothing); `parts` are a split's
+    (name, share, first step)."""
 
     id: str
     kind: str
     step: Any
     next: str | None
     arms: tuple[tuple[Condition | None, str | None], ...] = ()
+    parts: tuple[tuple[str, float, str | None], ...] = ()
     on_timeout: str | None = None
     event: str | None = None  # what a wait_for listens to
     where: Condition | None = None
+    until: Condition | None = None  # of a repeat
+    reads: frozenset[str] = frozenset()  # what the texts of an alert, a task or a webhook read
+    reminded: bool = False  # whether another step reminds of this one
+
+    @property
+    def follows(self) -> tuple[str | None, ...]:
+        """Every step that may come right after it."""
+        return (self.next, self.on_timeout, *(first for _, first in self.arms), *(first for *_, first in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +61,16 @@ class Version:
     def topic_of(self, node: Node) -> str:
         return getattr(node.step, "topic", None) or self.campaign.topic
 
+    def recipients_of(self, node: Node) -> Any:
+        return getattr(node.step, "recipients", None) or self.campaign.recipients
+
     def ahead(self, step: str | None) -> frozenset[str]:
         """The steps that may still come after `step`."""
         found: set[str] = set()
         open_ends = [step]
         while open_ends:
             node = self.nodes.get(open_ends.pop() or "")
-            for following in (node.next, node.on_timeout, *(arm for _, arm in node.arms)) if node else ():
+            for following in node.follows if node else ():
                 if following is not None and following not in found:
                     found.add(following)
                     open_ends.append(following)
@@ -82,10 +95,33 @@ class MilestoneRule:
 
 
 @dataclass(frozen=True, slots=True)
-class StageRule:
+class MetricRule:
     name: str
+    where: Condition | None
+    contacts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StageRule:
+    """`following` is where leaving it leads; None at the end of the way."""
+
+    name: str
+    enter_when: Condition | None
     exit_when: Condition | None
     following: str | None
+    at_most: timedelta | None
+    moves_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Watches:
+    """What time passing and values changing are watched for: what the triggers of live and shadow campaigns ask, each once, by key."""
+
+    dates: Mapping[str, DateTrigger]
+    usages: Mapping[str, UsageTrigger]
+    utilizations: Mapping[str, UtilizationTrigger]
+    inactives: Mapping[str, InactiveTrigger]
+    vacancies: Mapping[str, str]  # roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,36 +133,56 @@ class Book:
     schema: Schema
     milestones: Mapping[str, tuple[MilestoneRule, ...]]  # by event name
     milestone_rules: Mapping[str, MilestoneRule]
-    metrics: Mapping[str, tuple[tuple[str, Condition | None], ...]]  # by event name
+    metrics: Mapping[str, tuple[MetricRule, ...]]  # by event name
     stages: Mapping[str, StageRule]
+    entering: tuple[StageRule, ...]  # the stages with an `enter_when`
     standings: Mapping[str, Standing]
     versions: Mapping[int, Version]
+    watches: Watches
     triggers: Mapping[str, tuple[Version, ...]] = field(default_factory=dict)
+    sets_contacts: bool = False  # whether any step changes traits of a contact
 
     @property
     def first_stage(self) -> str:
         return self.lifecycle.stages[0].name
 
+    def caps_for(self, topic: str) -> tuple[Cap, ...]:
+        """The caps that a message of `topic` counts under; transactional mail counts under none."""
+        if topic == "transactional":
+            return ()
+        return tuple(cap for cap in self.lifecycle.caps if cap.topic in (None, topic))
+
 
 def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mapping[int, Version]) -> Book:
     """The book of `lifecycle` and the published `versions`."""
     schema = lifecycle.schema
+    present = [
+        versions[standing.version]
+        for standing in sorted(standings, key=lambda one: one.key)
+        if standing.mode in ("live", "shadow") and standing.version in versions
+    ]
     triggers: dict[str, list[Version]] = {}
-    for standing in sorted(standings, key=lambda one: one.key):
-        if standing.mode in ("live", "shadow") and standing.version in versions:
-            version = versions[standing.version]
+    for version in present:
+        if not version.campaign.trigger.manual:
             triggers.setdefault(version.trigger_event, []).append(version)
     milestones: dict[str, list[MilestoneRule]] = {}
     rules = {}
     for name, spec in lifecycle.milestones.items():
         rules[name] = MilestoneRule(name, _maybe(spec.where, schema), spec.expected_within)
         milestones.setdefault(spec.event, []).append(rules[name])
-    metrics: dict[str, list[tuple[str, Condition | None]]] = {}
+    metrics: dict[str, list[MetricRule]] = {}
     for name, metric in lifecycle.usage.items():
-        metrics.setdefault(metric.event, []).append((name, _maybe(metric.where, schema)))
+        metrics.setdefault(metric.event, []).append(MetricRule(name, _maybe(metric.where, schema), metric.contacts))
     following = [stage.name for stage in lifecycle.stages[1:]] + [None]
     stages = {
-        stage.name: StageRule(stage.name, _maybe(stage.exit_when, schema), after)
+        stage.name: StageRule(
+            stage.name,
+            _maybe(stage.enter_when, schema),
+            _maybe(stage.exit_when, schema),
+            stage.next or after,
+            stage.at_most,
+            stage.then == "next",
+        )
         for stage, after in zip(lifecycle.stages, following, strict=True)
     }
     return Book(
@@ -136,16 +192,27 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
         milestone_rules=rules,
         metrics={event: tuple(found) for event, found in metrics.items()},
         stages=stages,
+        entering=tuple(rule for rule in stages.values() if rule.enter_when is not None),
         standings={standing.key: standing for standing in standings},
         versions=versions,
+        watches=_watches(present),
         triggers={event: tuple(found) for event, found in triggers.items()},
+        sets_contacts=any(
+            path.startswith("contact.")
+            for version in versions.values()
+            for node in version.nodes.values()
+            if node.kind == "set"
+            for path in node.step.set
+        ),
     )
 
 
 def compile_version(id: int, key: str, number: int, campaign: Campaign, schema: Schema) -> Version:
     """The version ready to run. Raises ConditionError for a condition that does not compile (the check finds those first)."""
+    order = [step for _, step in walk(campaign.steps)]
+    reminded = frozenset(step.reminds for step in order if getattr(step, "reminds", None))
     nodes: dict[str, Node] = {}
-    first = _link(campaign.steps, None, nodes, schema)
+    first = _Linker(nodes, schema, reminded).link(campaign.steps, None)
     event, where = listened(campaign.trigger)
     parts = {
         "trigger_where": _maybe(where, schema),
@@ -153,8 +220,8 @@ def compile_version(id: int, key: str, number: int, campaign: Campaign, schema: 
         "exit_when": _maybe(campaign.exit_when, schema),
         "goal_when": _maybe(goal_source(campaign.goal), schema),
     }
-    conditions = [*parts.values(), *(arm[0] for node in nodes.values() for arm in node.arms), *(node.where for node in nodes.values())]
-    order = [step.id for _, step in walk(campaign.steps)]
+    conditions = [*parts.values(), *(arm[0] for node in nodes.values() for arm in node.arms)]
+    conditions += [condition for node in nodes.values() for condition in (node.where, node.until)]
     return Version(
         id=id,
         key=key,
@@ -163,37 +230,74 @@ def compile_version(id: int, key: str, number: int, campaign: Campaign, schema: 
         first=first,
         nodes=nodes,
         trigger_event=event,
-        waits=tuple(nodes[step] for step in order if nodes[step].event),
+        waits=tuple(nodes[step.id] for step in order if nodes[step.id].event),
         reads=frozenset(root for condition in conditions if condition for root in condition.roots),
         **parts,
     )
 
 
-def _link(steps: list[Any], after: str | None, nodes: dict[str, Node], schema: Schema) -> str:
-    """Adds the steps to `nodes`; whatever comes last goes on at `after`. Returns the first step's id."""
-    ids = [step.id for step in steps] + [after]
-    for index, step in enumerate(steps):
-        following = ids[index + 1]
-        kind = kind_of(step)
-        if kind == "branch":
-            arms = tuple(
-                (
-                    _maybe(arm.when, schema),
-                    _link(inner, following, nodes, schema) if (inner := arm.steps or arm.otherwise) else following,
-                )
-                for arm in step.branch
-            )
-            nodes[step.id] = Node(step.id, kind, step, following, arms=arms)
-        elif kind == "wait_for":
-            event, where = _listened(step.wait_for)
-            late = _link(step.on_timeout, following, nodes, schema) if step.on_timeout else following
-            nodes[step.id] = Node(step.id, kind, step, following, on_timeout=late, event=event, where=_maybe(where, schema))
-        else:
-            nodes[step.id] = Node(step.id, kind, step, following)
-    return ids[0]
+class _Linker:
+    """Makes nodes of steps: each knows what comes next."""
+
+    def __init__(self, nodes: dict[str, Node], schema: Schema, reminded: frozenset[str]):
+        self.nodes, self.schema, self.reminded = nodes, schema, reminded
+
+    def link(self, steps: list[Any], after: str | None) -> str:
+        """Adds the steps; whatever comes last goes on at `after`. Returns the first step's id."""
+        ids = [step.id for step in steps] + [after]
+        for index, step in enumerate(steps):
+            kind = kind_of(step)
+            more = getattr(self, f"_{kind}", self._plain)(step, ids[index + 1])
+            self.nodes[step.id] = Node(step.id, kind, step, ids[index + 1], **more)
+        return ids[0]
+
+    def _inner(self, steps: list[Any] | None, after: str | None) -> str | None:
+        return self.link(steps, after) if steps else after
+
+    def _branch(self, step: Any, after: str | None) -> dict[str, Any]:
+        arms = tuple((_maybe(arm.when, self.schema), self._inner(arm.steps or arm.otherwise, after)) for arm in step.branch)
+        return {"arms": arms}
+
+    def _split(self, step: Any, after: str | None) -> dict[str, Any]:
+        whole = sum(arm.weight for arm in step.split)
+        return {"parts": tuple((arm.name, arm.weight / whole, self._inner(arm.steps, after)) for arm in step.split)}
+
+    def _wait_for(self, step: Any, after: str | None) -> dict[str, Any]:
+        event, where = _awaited(step.wait_for)
+        return {"on_timeout": self._inner(step.on_timeout, after), "event": event, "where": _maybe(where, self.schema)}
+
+    def _plain(self, step: Any, after: str | None) -> dict[str, Any]:
+        repeat = getattr(step, "repeat", None)
+        return {
+            "until": _maybe(repeat.until, self.schema) if repeat else None,
+            "reads": frozenset(read for text in texts_of(step) for read in paths_in(text)),
+            "reminded": kind_of(step) in MAIL_KINDS and step.id in self.reminded,
+        }
 
 
-def _listened(spec: WaitForSpec) -> tuple[str | None, str | None]:
+def texts_of(step: Any) -> Iterable[str]:
+    """The texts with merge tags of an alert, a task or a webhook."""
+    kind = kind_of(step)
+    if kind == "alert":
+        yield step.alert.text
+    elif kind == "task":
+        yield from (step.task.title, step.task.note)
+    elif kind == "webhook":
+        yield from (value for value in step.webhook.data.values() if isinstance(value, str))
+
+
+def _watches(versions: list[Version]) -> Watches:
+    specs = [version.campaign.trigger for version in versions]
+    return Watches(
+        dates={one.date.key: one.date for one in specs if one.date},
+        usages={one.usage.key: one.usage for one in specs if one.usage},
+        utilizations={one.utilization.key: one.utilization for one in specs if one.utilization},
+        inactives={one.inactive.key: one.inactive for one in specs if one.inactive},
+        vacancies={one.watch: one.role_vacant for one in specs if one.role_vacant},
+    )
+
+
+def _awaited(spec: WaitForSpec) -> tuple[str | None, str | None]:
     """The event that a wait_for listens to; None for the states, which are looked at whenever they change."""
     if spec.event:
         return spec.event, spec.where

@@ -105,6 +105,23 @@ def compile_condition(source: str, schema: Schema) -> Condition:
     return Condition(source, reads, roots, test, open_paths)
 
 
+def paths_in(text: str) -> frozenset[str]:
+    """The dotted paths that a text with merge tags reads. Empty for a text that does not parse (the check finds those)."""
+    try:
+        tree = _ENVIRONMENT.parse(text)
+    except (TemplateSyntaxError, RecursionError):
+        return frozenset()
+    found = set()
+    todo: list[nodes.Node] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (nodes.Name, nodes.Getattr, nodes.Getitem)) and (path := _dotted(node)):
+            found.add(path)
+        else:
+            todo.extend(node.iter_child_nodes())
+    return frozenset(found)
+
+
 def check_path(path: Path, schema: Schema) -> None:
     """Raises ConditionError when nothing of that name exists."""
     _getter(path, schema)
@@ -380,6 +397,20 @@ def _nearest(name: str, names: Iterable[str], root: str | None) -> str | None:
 _ENVIRONMENT = Environment(autoescape=False)  # parses only: nothing is ever compiled or run by Jinja here
 
 
+def _dotted(node: nodes.Node) -> str | None:
+    """The dotted path that `node` names, or None if it is something else."""
+    parts: list[str] = []
+    while not isinstance(node, nodes.Name):
+        if isinstance(node, nodes.Getattr):
+            parts.append(node.attr)
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
+            parts.append(node.arg.value)
+        else:
+            return None
+        node = node.node
+    return None if any("." in part for part in parts) else ".".join((node.name, *reversed(parts)))
+
+
 def _compare(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
     def compare(left: Any, right: Any) -> bool:
         if left is MISSING or right is MISSING:
@@ -467,16 +498,10 @@ class _Translator:
         raise ConditionError(f"{type(node).__name__.lower()} is not allowed in a condition")
 
     def _path(self, node: nodes.Node, asked: bool) -> Getter:
-        parts: list[str] = []
-        while not isinstance(node, nodes.Name):
-            if isinstance(node, nodes.Getattr):
-                parts.append(node.attr)
-            elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
-                parts.append(node.arg.value)
-            else:
-                raise ConditionError("only names like account.traits.plan can be read")
-            node = node.node
-        path = (node.name, *reversed(parts))
+        dotted = _dotted(node)
+        if dotted is None:
+            raise ConditionError("only names like account.traits.plan can be read")
+        path = tuple(dotted.split("."))
         get = _getter(path, self.schema)
         self.reads.add(path)
         if not asked:

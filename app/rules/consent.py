@@ -60,6 +60,10 @@ def gate(
         return decide("hold", "wait", "held", {"why": held, "until": (now + LOOK_AGAIN).isoformat()})
     if contact.joined_at is None:
         return decide("recipient", "no", "not_a_member", {})
+    wanted = version.recipients_of(node)
+    by_role = enrollment.contact is None and wanted.pick != "responder" and not getattr(node.step, "reminds", None)
+    if by_role and wanted.roles and contact.roles.isdisjoint(wanted.roles):
+        return decide("recipient", "no", "wrong_role", {"wanted": list(wanted.roles), "has": sorted(contact.roles)})
     if reason := contact.unreachable(topic):
         return decide("recipient" if reason == "no_address" else "suppression", "no", reason, {"topic": topic})
     quarantine = book.lifecycle.survey.quarantine
@@ -69,7 +73,7 @@ def gate(
     window = campaign.send_window
     if window is not None and topic != TRANSACTIONAL:
         where, whose = zone_for(account, contact, book.lifecycle.timezone)
-        opens = next_open(now, window.days, window.opens, window.closes, where, enrollment.id, node.id, contact.key)
+        opens = next_open(now, window.days, window.opens, window.closes, where, book.lifecycle.jitter, enrollment.id, node.id, contact.key)
         if opens > now:
             return decide("window", "wait", "window_closed", {"until": opens.isoformat(), "zone": str(where), "zone_of": whose})
     return None

@@ -13,6 +13,7 @@ from app.rules.steps import run
 from app.rules.turn import Turn
 
 CANDIDATE_LIFE = timedelta(minutes=30)
+CANDIDATES = 100  # of one account at a time
 
 
 def trigger(turn: Turn, version: Version, event: Event) -> None:
@@ -27,6 +28,19 @@ def trigger(turn: Turn, version: Version, event: Event) -> None:
         refuse(turn, version, event, "trigger", event.mark, {"occurred_at": event.occurred_at.isoformat()})
         return
     consider(turn, version, event, entry_of(event))
+
+
+def requested(turn: Turn, event: Event) -> None:
+    """Somebody asks to enroll the account, or its contact: into any campaign, whatever its trigger. All other gates of entry count."""
+    key = event.properties.get("campaign")
+    standing = turn.book.standings.get(key) if isinstance(key, str) else None
+    version = turn.book.versions.get(standing.version) if standing else None
+    if version is None:
+        turn.decide("campaign", "no", "no_campaign", contact=event.contact, evidence={"campaign": str(key)[:200]})
+    elif standing.mode not in ("live", "shadow"):
+        refuse(turn, version, event, "campaign", "campaign_not_live", {"mode": standing.mode})
+    else:
+        consider(turn, version, event, entry_of(event))
 
 
 def consider(turn: Turn, version: Version, event: Event, entry: Mapping[str, Any], *, again: bool = False) -> bool:
@@ -78,7 +92,8 @@ def reentry(turn: Turn, version: Version, contact: str | None, shadow: bool) -> 
 
 def enroll(turn: Turn, version: Version, event: Event, entry: Mapping[str, Any], contact: str | None, shadow: bool) -> None:
     enrollment = Enrollment(
-        id=hash_id("enrollment", version.key, turn.account.key, contact, shadow, event.message_id),
+        # Two sources may use the same message id.
+        id=hash_id("enrollment", version.key, turn.account.key, contact, shadow, event.source, event.message_id),
         campaign=version.key,
         version=version.id,
         contact=contact,
@@ -117,7 +132,14 @@ def open_candidate(turn: Turn, version: Version, event: Event, paths: list[str])
     expires = turn.now + CANDIDATE_LIFE
     candidate = {"campaign": version.key, "version": version.id, "entry": entry_of(event), "missing": paths}
     candidate["expires_at"] = expires.isoformat()
-    turn.account = replace(turn.account, candidates=(*turn.account.candidates, candidate))
+    kept = turn.account.candidates
+    if len(kept) >= CANDIDATES:
+        # Whoever posts without end events that want a value which never comes: the oldest has waited for long enough.
+        oldest = kept[0]
+        if (of := turn.book.versions.get(oldest["version"])) is not None:
+            refuse(turn, of, _event_of(oldest["entry"]), "audience", "missing", {"paths": oldest["missing"]})
+        kept = kept[1:]
+    turn.account = replace(turn.account, candidates=(*kept, candidate))
     evidence = {"event": event.name, "message_id": event.message_id, "paths": paths, "until": expires.isoformat()}
     turn.decisions.append(
         Decision("audience", "wait", "missing", turn.now, version.key, version.id, contact=event.contact, evidence=evidence)
@@ -162,6 +184,7 @@ def entry_of(event: Event) -> dict[str, Any]:
         "received_at": event.received_at.isoformat(),
         "message_id": event.message_id,
         "contact": event.contact,
+        "source": event.source,
     }
 
 
@@ -173,4 +196,5 @@ def _event_of(entry: Mapping[str, Any]) -> Event:
         received_at=datetime.fromisoformat(entry["received_at"]),
         message_id=entry["message_id"],
         contact=entry.get("contact"),
+        source=entry.get("source", 0),
     )

@@ -178,10 +178,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """A moment that came: of an enrollment (`enrollment` is its id) or of the account itself (None)."""
+    """A moment that came: of an enrollment (`enrollment` is its id) or of the account itself (None).
+
+    `seen` is when it is really looked at, which is later than `at` after an outage; None stands for `at`.
+    """
 
     at: datetime
     enrollment: UUID | None = None
+    seen: datetime | None = None
 
 
 Occurrence = Event | Timer

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from app.rules import identity
-from app.rules.book import Book, Version
+from app.rules.agenda import fall_overdue, next_look, stage_mark, stage_over_at
+from app.rules.book import Book, StageRule, Version
 from app.rules.conditions import Condition
-from app.rules.entry import candidates, trigger
+from app.rules.entry import candidates, requested, trigger
 from app.rules.facts import (
     Account,
     Enrollment,
@@ -26,10 +27,14 @@ from app.rules.facts import (
     Timer,
     Usage,
 )
-from app.rules.steps import go, passes, recipients, run, state_holds, step_due
+from app.rules.steps import over, passes, recipients, run, state_holds, steer, step_due
+from app.rules.triggers import ENROLL_REQUESTED
 from app.rules.turn import Turn
+from app.rules.watching import look_at_people, look_daily
 
-__all__ = ["needs", "react", "recipients"]
+__all__ = ["STEERED", "needs", "react", "recipients"]
+
+STEERED = "nurture.enrollment_steered"
 
 
 def react(book: Book, account: Account, occurrence: Occurrence) -> Reaction:
@@ -41,7 +46,25 @@ def react(book: Book, account: Account, occurrence: Occurrence) -> Reaction:
         take_event(turn, occurrence)
     while turn.queue:
         take_event(turn, turn.queue.popleft())
-    return turn.finish()
+    return finish(turn)
+
+
+def finish(turn: Turn) -> Reaction:
+    account = turn.account
+    if turn.changed or turn.looked or account is not turn.before:
+        past = (*account.past, *turn.past) if turn.past else account.past
+        turn.account = account = replace(account, enrollments=tuple(turn.active.values()), past=past)
+        account = replace(account, due_at=next_look(turn))
+    return Reaction(
+        account=account,
+        enrollments=tuple(turn.changed.values()),
+        messages=tuple(turn.messages),
+        effects=tuple(turn.effects),
+        decisions=tuple(turn.decisions),
+        derived=tuple(turn.derived),
+        usage=tuple(turn.usage),
+        stages=tuple(turn.stages),
+    )
 
 
 def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str]:
@@ -51,7 +74,7 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
     name = occurrence.name
     if occurrence.kind != "track" or name in book.triggers or name in book.milestones or name.startswith("nurture.") or account.candidates:
         return _BOTH
-    if any(where is not None and "contact" in where.roots for _, where in book.metrics.get(name, ())):
+    if any(rule.where is not None and "contact" in rule.where.roots for rule in book.metrics.get(name, ())):
         return _BOTH
     for enrollment in account.enrollments:
         version = book.versions.get(enrollment.version)
@@ -61,7 +84,7 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
             return _BOTH
         for condition in (version.exit_when, version.goal_when):
             if condition and (metrics := [root for root in condition.roots if root.startswith("usage.")]):
-                fed = {f"usage.{metric}" for metric, _ in book.metrics.get(name, ())}
+                fed = {f"usage.{rule.name}" for rule in book.metrics.get(name, ())}
                 if fed.intersection(metrics) or "event" in condition.roots:
                     return _BOTH
             if condition and "contact" in condition.roots and "event" in condition.roots:
@@ -69,8 +92,9 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
         if version.campaign.goal and version.campaign.goal.event == name:
             return _BOTH
     stage = book.stages.get(account.stage or book.first_stage)
-    if stage and stage.exit_when and any(root.startswith("usage.") or root == "event" for root in stage.exit_when.roots):
-        return _BOTH
+    for condition in (stage.exit_when if stage else None, *(rule.enter_when for rule in book.entering)):
+        if condition and any(root.startswith("usage.") or root == "event" for root in condition.roots):
+            return _BOTH
     return _NOTHING
 
 
@@ -79,20 +103,24 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 def take_event(turn: Turn, event: Event) -> None:
-    turn.now = event.at
+    turn.now = turn.seen = event.at
+    turn.event = event
     roots = {"event"}
     learn(turn, event, roots)
     reach_milestones(turn, event, roots)
     move_stage(turn, event, roots)
     for enrollment in list(turn.active.values()):
-        settle(turn, enrollment, event, roots)
+        if enrollment.id in turn.active:
+            settle(turn, turn.active[enrollment.id], event, roots)
     candidates(turn, roots)
+    if event.name == ENROLL_REQUESTED:
+        requested(turn, event)
     for version in turn.book.triggers.get(event.name, ()):
         trigger(turn, version, event)
 
 
 def take_timer(turn: Turn, timer: Timer) -> None:
-    turn.now = timer.at
+    turn.now, turn.seen = timer.at, timer.seen or timer.at
     if timer.enrollment is None:
         account_timer(turn)
         return
@@ -100,17 +128,16 @@ def take_timer(turn: Turn, timer: Timer) -> None:
     if enrollment is None or enrollment.due_at is None or enrollment.due_at > timer.at:
         return
     if not leaves(turn, enrollment, None):
-        step_due(turn, enrollment)
+        step_due(turn, turn.active[enrollment.id])
 
 
 def account_timer(turn: Turn) -> None:
-    """What time alone brings: overdue milestones, candidates that expire, the daily look at goals and exits."""
+    """What time alone brings: overdue milestones, stages that last too long, watched dates and silence, candidates that expire, the
+    daily look at goals and exits."""
     turn.looked = True
-    for rule in turn.book.milestone_rules.values():
-        due = turn.overdue_at(rule.name)
-        if due is not None and due <= turn.now:
-            turn.set_milestone(rule.name, replace(turn.account.milestones.get(rule.name, Milestone()), overdue_at=due))
-            turn.derive("nurture.milestone_overdue", f"overdue:{turn.account.key}:{rule.name}", {"milestone": rule.name}, at=due)
+    fall_overdue(turn)
+    stage_over(turn)
+    look_daily(turn)
     move_stage(turn, None, {"now"})
     for enrollment in list(turn.active.values()):
         leaves(turn, enrollment, None)
@@ -120,23 +147,47 @@ def account_timer(turn: Turn) -> None:
 def learn(turn: Turn, event: Event, roots: set[str]) -> None:
     """The values that the event carries."""
     if event.kind in ("identify", "group"):
+        known = turn.account.contacts.get(event.contact or "")
         turn.account, learnt = identity.learn(turn.account, event)
         roots |= learnt
+        if "contact" in learnt and (known is None or known.joined_at is None):
+            joined(turn, event)
+        if learnt:
+            look_at_people(turn)
     elif event.name == "nurture.health_changed":
         score, band = event.properties.get("score"), event.properties.get("band")
         turn.account = replace(turn.account, health=Health(score, band, event.occurred_at))
         roots.add("health")
-    for metric, where in turn.book.metrics.get(event.name, ()):
-        if event.kind == "track" and (where is None or where.test(turn.scope(event=event))):
-            turn.usage.append(metric)
-            count(turn, metric, event)
-            roots.add(f"usage.{metric}")
+    if event.kind == "track":
+        if event.contact and event.depth == 0 and event.mark is None:
+            seen(turn, event)
+        for rule in turn.book.metrics.get(event.name, ()):
+            if rule.where is None or rule.where.test(turn.scope(event=event)):
+                turn.usage.append(rule.name)
+                count(turn, rule.name, event, event.contact if rule.contacts else None)
+                roots.add(f"usage.{rule.name}")
     if turn.account.stage is None:
         enter_stage(turn, turn.book.first_stage, "first", event)
         roots.add("stage")
 
 
-def count(turn: Turn, metric: str, event: Event) -> None:
+def joined(turn: Turn, event: Event) -> None:
+    """Somebody became a member: told if a campaign listens to that."""
+    if "nurture.contact_added" in turn.book.triggers and event.contact:
+        roles = sorted(turn.account.contacts[event.contact].roles)
+        ident = f"joined:{turn.account.key}:{event.contact}"
+        turn.derive("nurture.contact_added", ident, {"roles": roles}, cause=event, contact=event.contact)
+
+
+def seen(turn: Turn, event: Event) -> None:
+    """When the contact was last seen, kept to the UTC day as the database keeps it."""
+    contact = turn.account.contacts.get(event.contact)
+    if contact is not None and (contact.last_seen_at is None or contact.last_seen_at.date() < event.occurred_at.date()):
+        fresh = replace(contact, last_seen_at=event.occurred_at)
+        turn.account = replace(turn.account, contacts={**turn.account.contacts, contact.key: fresh})
+
+
+def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
     known = turn.account.usage.get(metric)
     if known is None and not turn.account.usage:
         return  # not loaded: nothing that could act reads it
@@ -145,7 +196,8 @@ def count(turn: Turn, metric: str, event: Event) -> None:
     days = dict(known.days)
     days[day] = days.get(day, 0) + 1
     last = max(known.last_at or event.occurred_at, event.occurred_at)
-    usage = Usage(tuple(sorted(days.items(), reverse=True)), last)
+    people = known.people if person is None or (day, person) in known.people else (*known.people, (day, person))
+    usage = Usage(tuple(sorted(days.items(), reverse=True)), last, people)
     turn.account = replace(turn.account, usage={**turn.account.usage, metric: usage})
 
 
@@ -163,13 +215,51 @@ def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:
 
 
 def move_stage(turn: Turn, event: Event | None, roots: set[str]) -> None:
+    """Leaves the stage, or takes another that the account belongs in. No stage is come to twice by one occurrence."""
     changed: set[str] | None = roots
-    while (rule := turn.book.stages.get(turn.account.stage or "")) and rule.exit_when is not None and rule.following is not None:
-        if not touches(turn, rule.exit_when, changed) or not rule.exit_when.test(turn.scope(event=event)):
+    been = {turn.account.stage}
+    while found := next_stage(turn, event, changed):
+        stage, why = found
+        if stage in been:
+            turn.decide("account", "no", "stage_loop", evidence={"stage": stage, "from": turn.account.stage})
             return
-        enter_stage(turn, rule.following, "exit_when", event)
+        been.add(stage)
+        enter_stage(turn, stage, why, event)
         roots.add("stage")
         changed = None  # a stage just entered may be over already, whatever changed
+
+
+def next_stage(turn: Turn, event: Event | None, changed: set[str] | None) -> tuple[str, str] | None:
+    rule = turn.book.stages.get(turn.account.stage or "")
+    if rule and rule.following and rule.exit_when is not None and applies(turn, rule.exit_when, event, changed):
+        return rule.following, "exit_when"
+    for other in turn.book.entering:
+        if other is not rule and applies(turn, other.enter_when, event, changed) and not over_already(turn, other, event):
+            return other.name, "enter_when"
+    return None
+
+
+def applies(turn: Turn, condition: Condition, event: Event | None, changed: set[str] | None) -> bool:
+    return touches(turn, condition, changed) and condition.test(turn.scope(event=event))
+
+
+def over_already(turn: Turn, rule: StageRule, event: Event | None) -> bool:
+    """Whether the account would leave the stage at once: then there is no point in entering it."""
+    return rule.exit_when is not None and rule.following is not None and rule.exit_when.test(turn.scope(event=event))
+
+
+def stage_over(turn: Turn) -> None:
+    """The stage has lasted longer than it should: said once, and if the stage says so, the end of it."""
+    due = stage_over_at(turn)
+    if due is None or due > turn.now:
+        return
+    account, rule = turn.account, turn.book.stages[turn.account.stage]
+    mark = stage_mark(turn)
+    turn.account = replace(account, watched={**account.watched, "stage": mark})
+    properties = {"stage": rule.name, "entered_at": account.stage_entered_at.isoformat()}
+    turn.derive("nurture.stage_overdue", f"stage_overdue:{account.key}:{mark}", properties, at=due)
+    if rule.moves_on and rule.following:
+        enter_stage(turn, rule.following, "at_most", None)
 
 
 def enter_stage(turn: Turn, stage: str, why: str, event: Event | None) -> None:
@@ -187,10 +277,12 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
     if version is None:
         return
     own = event.name.startswith("nurture.") and event.properties.get("enrollment") == str(enrollment.id)
-    if own and event.name == "nurture.survey_responded":
-        answer = {name: event.properties.get(name) for name in ("score", "comment", "survey")}
-        enrollment = turn.put(replace(enrollment, position={**enrollment.position, "response": answer}))
+    if own and event.name in ("nurture.survey_responded", "nurture.email_clicked"):
+        enrollment = turn.put(replace(enrollment, position=answered(version, enrollment, event)))
         roots = roots | {"response"}
+    if own and event.name == STEERED:
+        steer(turn, enrollment, event)
+        return
     if leaves(turn, enrollment, event, roots):
         return
     if own and event.name == "nurture.message_settled":
@@ -200,6 +292,20 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
     waiting = turn.active.get(enrollment.id)
     if waiting is not None and waiting.position.get("kind") == "recipient" and not roots.isdisjoint(("account", "contact")):
         run(turn, waiting)
+
+
+def answered(version: Version, enrollment: Enrollment, event: Event) -> dict:
+    """The position after an answer or a click: what was answered, and who needs no reminder any more."""
+    position = dict(enrollment.position)
+    if event.name == "nurture.survey_responded":
+        position["response"] = {name: event.properties.get(name) for name in ("score", "comment", "survey")} | {"contact": event.contact}
+    step = event.properties.get("step")
+    node = version.nodes.get(step) if isinstance(step, str) else None
+    if node is not None and node.reminded and event.contact:
+        silent = dict(position.get("got", {}))
+        silent[step] = {contact: at for contact, at in silent.get(step, {}).items() if contact != event.contact}
+        position["got"] = silent
+    return position
 
 
 def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[str] | None = None) -> bool:
@@ -213,6 +319,7 @@ def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[s
         if within:
             enrollment = turn.put(replace(enrollment, goal_at=turn.now))
             turn.decide("goal", "yes", "goal_met", enrollment=enrollment)
+            turn.tell(enrollment, "nurture.goal_met", f"goal:{enrollment.id}", {})
         if goal.then == "exit":
             turn.end(enrollment, "exited", "goal_met" if within else "goal_met_late")
             return True
@@ -243,7 +350,7 @@ def message_settled(turn: Turn, enrollment: Enrollment, event: Event) -> None:
         return
     enrollment = turn.put(replace(enrollment, position={**enrollment.position, "open": open_messages}))
     if not open_messages:
-        go(turn, enrollment, turn.node(enrollment).next)
+        over(turn, enrollment, turn.node(enrollment))
 
 
 def hear(turn: Turn, version: Version, enrollment: Enrollment, event: Event, own: bool) -> None:

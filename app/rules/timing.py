@@ -88,6 +88,11 @@ def at_wall_clock(day: date, at: time, where: ZoneInfo) -> datetime:
     return after.replace(microsecond=0)
 
 
+def midnight(day: date) -> datetime:
+    """When the UTC day begins."""
+    return datetime.combine(day, time(0), UTC)
+
+
 def days_later(since: datetime, days: int, at: time | None, where: ZoneInfo) -> datetime:
     """`days` calendar days after `since` in the zone, at the clock time `at` (or the same clock time)."""
     local = since.astimezone(where)
@@ -96,8 +101,10 @@ def days_later(since: datetime, days: int, at: time | None, where: ZoneInfo) -> 
     return moment if moment >= since else at_wall_clock(local.date() + timedelta(days=days + 1), at or local.time(), where)
 
 
-def next_open(moment: datetime, days: frozenset[int], opens: time, closes: time, where: ZoneInfo, *jitter: object) -> datetime:
-    """`moment` if the window is open then, else when it opens next, spread over its first 15 minutes by a hash of `jitter`.
+def next_open(
+    moment: datetime, days: frozenset[int], opens: time, closes: time, where: ZoneInfo, spread: timedelta, *jitter: object
+) -> datetime:
+    """`moment` if the window is open then, else when it opens next, within its first `spread` by a hash of `jitter`.
 
     `closes` before `opens` means a window over midnight.
     """
@@ -111,5 +118,5 @@ def next_open(moment: datetime, days: frozenset[int], opens: time, closes: time,
         if start <= moment < end:
             return moment
         if moment < start:
-            return start + timedelta(seconds=int(min(900.0, (end - start).total_seconds()) * hash_share("jitter", *jitter)))
+            return start + timedelta(seconds=int(min(spread, end - start).total_seconds() * hash_share("jitter", *jitter)))
     return moment

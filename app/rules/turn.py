@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
-from math import ceil
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from app.rules.book import Book, Node
-from app.rules.facts import Account, Decision, Enrollment, Event, Milestone, NewMessage, Past, Reaction, Scope
+from app.rules.facts import Account, Decision, Enrollment, Event, Milestone, NewEffect, NewMessage, Past, Scope
 
 DEEPEST = 8
 
 
 class Turn:
-    """The account as it becomes, `active` enrollments by id, and all that `finish` hands back."""
+    """The account as it becomes, `active` enrollments by id, and all that the reaction will hold."""
 
     def __init__(self, book: Book, account: Account):
         self.book = book
@@ -30,6 +29,7 @@ class Turn:
         self.ended: dict[UUID, Enrollment] = {}
         self.changed: dict[UUID, Enrollment] = {}
         self.messages: list[NewMessage] = []
+        self.effects: list[NewEffect] = []
         self.decisions: list[Decision] = []
         self.derived: list[Event] = []
         self.queue: deque[Event] = deque()
@@ -37,6 +37,8 @@ class Turn:
         self.stages: list[tuple[str, datetime, str]] = []
         self.past: list[Past] = []
         self.now: datetime  # of the occurrence in hand
+        self.seen: datetime  # when it is really looked at: later than `now` after an outage
+        self.event: Event | None = None  # the one in hand
         self.looked = False
 
     def scope(self, enrollment: Enrollment | None = None, event: Event | None = None) -> Scope:
@@ -59,6 +61,14 @@ class Turn:
         self.changed[enrollment.id] = ended
         self.past.append(Past(ended.campaign, ended.contact, ended.shadow, self.now))
         self.decide("exit", "yes", reason if reason != "exit_when" else "left", enrollment=enrollment)
+        self.tell(enrollment, "nurture.campaign_ended", f"ended:{enrollment.id}", {"state": state, "reason": reason})
+
+    def tell(self, enrollment: Enrollment, name: str, message_id: str, properties: dict[str, Any]) -> None:
+        """An event about an enrollment, if a campaign listens to such. What happens in the shadow is told to nobody."""
+        if name in self.book.triggers and not enrollment.shadow:
+            about = {"campaign": enrollment.campaign, "enrollment": str(enrollment.id), **properties}
+            contact = enrollment.contact or enrollment.entry.get("contact")
+            self.derive(name, message_id, about, cause=self.event, contact=contact)
 
     def decide(
         self,
@@ -89,9 +99,18 @@ class Turn:
         )
 
     def derive(
-        self, name: str, message_id: str, properties: dict[str, Any], *, cause: Event | None = None, at: datetime | None = None
+        self,
+        name: str,
+        message_id: str,
+        properties: dict[str, Any],
+        *,
+        cause: Event | None = None,
+        at: datetime | None = None,
+        mark: str | None = None,
+        contact: str | None = None,
+        kind: str = "track",
     ) -> None:
-        """An own event that follows at once. It inherits the time and the mark of its cause."""
+        """An own event that follows at once. It inherits the time, the mark and the contact of its cause, unless they are given."""
         depth = (cause.depth if cause else 0) + 1
         if depth > DEEPEST:
             self.decide("trigger", "no", "loop", evidence={"event": name, "depth": depth})
@@ -99,11 +118,12 @@ class Turn:
         event = Event(
             name=name,
             properties=properties,
-            occurred_at=cause.occurred_at if cause else at or self.now,
+            occurred_at=at or (cause.occurred_at if cause else self.now),
             received_at=self.now,
             message_id=message_id,
-            contact=cause.contact if cause else None,
-            mark=cause.mark if cause else None,
+            kind=kind,
+            contact=contact or (cause.contact if cause and kind == "track" else None),
+            mark=mark or (cause.mark if cause else None),
             depth=depth,
         )
         self.derived.append(event)
@@ -111,49 +131,3 @@ class Turn:
 
     def set_milestone(self, name: str, value: Milestone) -> None:
         self.account = replace(self.account, milestones={**self.account.milestones, name: value})
-
-    def overdue_at(self, name: str) -> datetime | None:
-        """When the milestone falls overdue; None when it is reached, overdue already or has no expected time."""
-        span = self.book.milestone_rules[name].expected_within
-        known = self.account.milestones.get(name)
-        if span is None or self.account.created_at is None or (known and (known.reached_at or known.overdue_at)):
-            return None
-        return self.account.created_at + span
-
-    def finish(self) -> Reaction:
-        account = self.account
-        if self.changed or self.looked or account is not self.before:
-            account = replace(
-                account,
-                enrollments=tuple(self.active.values()),
-                past=(*account.past, *self.past) if self.past else account.past,
-            )
-            account = replace(account, due_at=self.next_look(account))
-        return Reaction(
-            account=account,
-            enrollments=tuple(self.changed.values()),
-            messages=tuple(self.messages),
-            decisions=tuple(self.decisions),
-            derived=tuple(self.derived),
-            usage=tuple(self.usage),
-            stages=tuple(self.stages),
-        )
-
-    def next_look(self, account: Account) -> datetime | None:
-        """The account's next timer: the first milestone to fall overdue, the first candidate to expire, the daily look."""
-        self.account = account
-        moments = [due for name in self.book.milestone_rules if (due := self.overdue_at(name)) is not None]
-        moments += [datetime.fromisoformat(candidate["expires_at"]) for candidate in account.candidates]
-        for enrollment in account.enrollments:
-            version = self.book.versions.get(enrollment.version)
-            if version and any(one is not None and one.with_time for one in (version.exit_when, version.goal_when)):
-                moments.append(self.daily(enrollment.entered_at))
-        stage = self.book.stages.get(account.stage or "")
-        if stage and stage.following and stage.exit_when is not None and stage.exit_when.with_time:
-            moments.append(self.daily(account.stage_entered_at or account.created_at or self.now))
-        return min(moments, default=None)
-
-    def daily(self, since: datetime) -> datetime:
-        """The next moment that lies whole days after `since`."""
-        days = ceil((self.now - since) / timedelta(days=1) + 1e-9)
-        return since + timedelta(days=max(days, 1))
