@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
@@ -56,14 +57,15 @@ def at(offset: str = "0s") -> datetime:
     return START + duration(offset)
 
 
-def make_book(*campaigns: str, lifecycle: str = LIFECYCLE, mode: str = "live") -> Book:
-    """A book of campaigns written as YAML, called c1, c2, … in the order given."""
+def make_book(*campaigns: str, lifecycle: str = LIFECYCLE, mode: str = "live", keys: Sequence[str] = ()) -> Book:
+    """A book of campaigns written as YAML, called c1, c2, … in the order given, or by `keys`; the same key again is its next version."""
     read = Lifecycle.model_validate(yaml(lifecycle))
     versions, standings = {}, []
     for number, text in enumerate(campaigns, 1):
         campaign = Campaign.model_validate({"name": "Story", "stage": "onboarding", "topic": "product", **yaml(text)})
-        versions[number] = compile_version(number, f"c{number}", 1, campaign, read.schema)
-        standings.append(Standing(number, f"c{number}", mode, number))
+        key = keys[number - 1] if keys else f"c{number}"
+        versions[number] = compile_version(number, key, number, campaign, read.schema)
+        standings.append(Standing(number, key, mode, number))
     return build_book(read, standings, versions)
 
 

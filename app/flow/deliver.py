@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Engine, Row, select
 
 from app.config import Settings
-from app.flow import claims
+from app.flow import claims, publish, reservations
 from app.flow.claims import Heartbeat, recover
 from app.flow.couriers import Couriers
 from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper, Held
@@ -225,19 +225,32 @@ class _Run:
         return ring, load_keyring(conn), conn.execute(select(installation.c.partitions)).scalar_one()
 
     def _fetch(self, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
-        """Claims more messages and reads what is known of them, and of the claims that waited too long."""
+        """Claims more messages and reads what is known of them, and of the claims that waited too long.
+
+        Under caps that is one transaction, and one worker at a time, so that of all that is due the higher priority takes its place first.
+        """
         claimed = stale
         try:
-            if len(stale) < size:
-                claimed = stale + self.database.do(lambda conn: claims.claim(conn, self.worker_id, self.clock(), size - len(stale)))
-            if not claimed:
-                return [], None
-            return claimed, self.database.do(lambda conn: self.preparer.gather(conn, claimed, self.clock()))
+            capped = self.database.do(lambda conn: bool(publish.book(conn).lifecycle.caps))
+            if capped:
+                claimed, facts = self.database.do(lambda conn: self._gather(conn, self._claim(conn, stale, size, alone=True)))
+                return claimed, facts
+            claimed = self.database.do(lambda conn: self._claim(conn, stale, size))
+            return self.database.do(lambda conn: self._gather(conn, claimed))
         except BaseException:
             # Nothing of these has touched the wire.
             given_back = [Outcome(row, Ending("due", None), self.clock()) for row in claimed]
             self.loop.call_soon_threadsafe(self.books.settle, given_back)
             raise
+
+    def _claim(self, conn: Connection, stale: list[Row], size: int, *, alone: bool = False) -> list[Row]:
+        """The stale claims and as many new ones as make up `size`; no new ones while another worker holds the lock of the caps."""
+        if len(stale) >= size or (alone and not reservations.lock(conn)):
+            return stale
+        return stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
+
+    def _gather(self, conn: Connection, claimed: list[Row]) -> tuple[list[Row], Facts | None]:
+        return claimed, self.preparer.gather(conn, claimed, self.clock()) if claimed else None
 
     def _any_due(self) -> bool:
         return self.database.do(lambda conn: claims.any_due(conn, self.clock()))

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Row, select
 
 from app.db import insert_rows
+from app.flow import reservations
 from app.flow.ingest import Own, raise_own
 from app.models import decision, delivery_event, installation, suppression
 from app.rules.delivery import Ending
@@ -84,6 +85,7 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
         [_suppression(one) for one in ours if one.ending.suppress and one.person],
         conflict="(person, scope) where lifted_at is null do nothing",
     )
+    reservations.give_back(conn, [row.id for row in done.values() if row.state in ("due", "skipped")], now)
     return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
 
 

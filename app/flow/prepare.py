@@ -15,15 +15,17 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Row, select
 
 from app.errors import RenderSkip
-from app.flow import mime, publish, states
+from app.flow import mime, publish, reservations, states
 from app.flow.claims import Ready
 from app.flow.compose import Addresses, Compiled, Composer, Link, assemble
 from app.flow.links import Links
 from app.flow.outcome import Outcome
+from app.flow.reservations import Reserved
 from app.models import template
 from app.providers import Letter
 from app.rules import consent
 from app.rules.book import Book, Node, Version
+from app.rules.capacity import Refusal
 from app.rules.conditions import values
 from app.rules.delivery import Ending, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
@@ -57,10 +59,35 @@ class Preparer:
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
 
     def gather(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> Facts:
-        """What the gates and the templates need to know of these messages. Raises NotFound when nothing is published."""
+        """What the gates and the templates need to know of these messages, with the places that those take which may go. In the
+        transaction of the claim. Raises NotFound when nothing is published."""
         book = publish.book(conn)
         self._load_templates(conn, {row.version_id for row in claimed})
-        return Facts(conn, book, claimed, self._metrics(book, claimed), now)
+        facts = Facts(conn, book, claimed, self._metrics(book, claimed), now)
+        self._reserve(conn, facts, claimed, now)
+        return facts
+
+    def _reserve(self, conn: Connection, facts: Facts, claimed: Sequence[Row], now: datetime) -> None:
+        shared = reservations.shared_persons(conn, facts.persons)
+        surveys = any(row.kind == "survey" for row in claimed)
+        if not facts.book.lifecycle.caps:
+            # With caps the lock was taken before the claim, so that the higher priority goes first. Here it only keeps two at once apart.
+            if not shared and not surveys:
+                return
+            if not reservations.lock(conn):
+                facts.places.shared = shared
+                return
+            facts.look_at_surveys(conn, claimed)
+        wanting = []
+        for row in claimed:
+            account, enrollment, contact = facts.of(row)
+            if account is None or enrollment is None or contact is None or row.expires_at <= now:
+                continue
+            version = facts.book.versions[row.version_id]
+            node = version.nodes[row.step_id]
+            if consent.gate(facts.book, account, enrollment, version, node, contact, now, facts.surveyed.get(contact.person)) is None:
+                wanting.append((row, account, contact, enrollment))
+        facts.places = reservations.reserve(conn, facts.book, wanting, shared, now)
 
     def make(self, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
         """The letter, if it may go now by what was known when `facts` were read; else the outcome with its reason. No I/O.
@@ -76,19 +103,23 @@ class Preparer:
 
     def _one(self, book: Book, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
         if row.expires_at <= now:
-            return _outcome(row, "skipped", "expired", now, "send", {"expires_at": row.expires_at.isoformat()})
-        account = facts.accounts.get(row.account_id)
-        enrollment = facts.enrollments.get(row.enrollment_id)
+            gate, reason = consent.why_expired(row.reason)
+            return _outcome(row, "skipped", reason, now, gate, {"expires_at": row.expires_at.isoformat()})
+        account, enrollment, contact = facts.of(row)
         if account is None or enrollment is None:
             return _outcome(row, "skipped", "enrollment_ended", now, "enrollment")
         version = book.versions[row.version_id]
         node = version.nodes[row.step_id]
-        contact = facts.contacts.get((row.account_id, row.contact_id))
         if contact is None:
             return _outcome(row, "skipped", "not_a_member", now, "recipient")
         shut = consent.gate(book, account, enrollment, version, node, contact, now, facts.surveyed.get(contact.person))
         if shut is not None:
             return _shut(row, shut, now)
+        if (no := facts.places.refused.get(row.id)) is not None:
+            return _shut(row, no, now)
+        if row.id not in facts.places.held and reservations.needed(book, row, contact.person, facts.places.shared):
+            # The gates were shut a moment ago, when places were given: the next claim asks for one.
+            return _outcome(row, "due", row.reason, now, "caps", due_at=now)
         try:
             made = self._letter(book, facts, row, account, enrollment, version, node, contact, now)
         except RenderSkip as skip:
@@ -201,11 +232,22 @@ class Facts:
         self.accounts = {account.id: account for account in found.values()}
         self.enrollments = {one.id: one for account in found.values() for one in account.enrollments}
         self.contacts = {(account.id, one.id): one for account in found.values() for one in account.contacts.values()}
-        persons = {one.person for row in claimed if (one := self.contacts.get((row.account_id, row.contact_id))) and one.person}
-        self.refused: set[tuple[str, str]] = {tuple(row) for row in conn.exec_driver_sql(_REFUSED, {"persons": list(persons)})}
+        self.persons = {one.person for row in claimed if (one := self.contacts.get((row.account_id, row.contact_id))) and one.person}
+        self.refused: set[tuple[str, str]] = {tuple(row) for row in conn.exec_driver_sql(_REFUSED, {"persons": list(self.persons)})}
+        self.places = Reserved()
         self.surveyed: dict[str | None, datetime] = {}
+        self.look_at_surveys(conn, claimed)
+
+    def look_at_surveys(self, conn: Connection, claimed: Sequence[Row]) -> None:
+        """When the persons were last asked something by another message than these."""
         if surveys := [row.id for row in claimed if row.kind == "survey"]:
-            self.surveyed.update(map(tuple, conn.exec_driver_sql(_SURVEYED, {"persons": list(persons), "these": surveys})))
+            found = conn.exec_driver_sql(_SURVEYED, {"persons": list(self.persons), "these": surveys})
+            self.surveyed = dict(map(tuple, found))
+
+    def of(self, row: Row) -> tuple[Account | None, Enrollment | None, Contact | None]:
+        """Whom the message is about."""
+        contact = self.contacts.get((row.account_id, row.contact_id))
+        return self.accounts.get(row.account_id), self.enrollments.get(row.enrollment_id), contact
 
 
 # A refusal of tracking is the last word that was said about it (T-05, T-16).
@@ -215,12 +257,14 @@ select person, purpose from (
     where person = any(%(persons)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc
 ) latest where not granted"""
 _SURVEYED = """
-select c.person, max(coalesce(m.settled_at, m.dot_at)) from contact c join message m on m.contact_id = c.id
-where c.person = any(%(persons)s) and m.kind = 'survey' and m.state in ('in_dot', 'sent', 'unknown', 'ghosted') and m.id <> all(%(these)s)
+select c.person, max(coalesce(m.settled_at, m.dot_at, r.at)) from contact c join message m on m.contact_id = c.id
+left join reservation r on r.message_id = m.id
+where c.person = any(%(persons)s) and m.kind = 'survey' and m.id <> all(%(these)s)
+  and (m.state in ('in_dot', 'sent', 'unknown', 'ghosted') or r.message_id is not null)
 group by c.person"""
 
 
-def _shut(row: Row, decision: Decision, now: datetime) -> Outcome:
+def _shut(row: Row, decision: Decision | Refusal, now: datetime) -> Outcome:
     """A gate's no skips the message, its not yet makes it due at the time it says, as long as that is before the message expires."""
     if decision.verdict == "no":
         return _outcome(row, "skipped", decision.reason, now, decision.gate, decision.evidence)

@@ -15,6 +15,8 @@ from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
 from app.rules.lifecycle import TRANSACTIONAL
 from app.rules.timing import next_open, zone_for
 
+# What a message may have waited for until it expired: that, not the time, is why it was not sent.
+WAITED_AT = {"capped": "caps", "held": "hold", "window_closed": "window", "campaign_paused": "campaign"}
 LOOK_AGAIN = timedelta(minutes=15)  # when a gate cannot say how long it stays closed (a pause, a hold without an end)
 
 
@@ -77,3 +79,8 @@ def gate(
         if opens > now:
             return decide("window", "wait", "window_closed", {"until": opens.isoformat(), "zone": str(where), "zone_of": whose})
     return None
+
+
+def why_expired(reason: str | None) -> tuple[str, str]:
+    """(gate, reason) of a message that expired, given what it waited for last."""
+    return (WAITED_AT[reason], reason) if reason in WAITED_AT else ("send", "expired")
