@@ -19,12 +19,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from app import db
 from app.flow import consequences, states
 from app.flow.publish import book as read_book
+from app.flow.publish import including
 from app.models import parked
 from app.queue import Bells
 from app.rules import journey
 from app.rules.book import Book
 from app.rules.facts import Account, Contact, Event, Occurrence, Timer
 from app.rules.identity import contact_values
+from app.rules.moving import STEERED
 
 log = logging.getLogger("nurture.advance")
 
@@ -104,6 +106,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
     _resolve_aliases(conn, taken)
     _route(conn, taken, batch, partition, now, done)
     accounts = _accounts(conn, taken, partition, now)
+    batch.book = book = including(conn, book, _versions(accounts, taken))
     strangers = _contacts(conn, taken, now)
     accounts = _complete(conn, book, accounts, taken, now)
     batch.before = dict(accounts)
@@ -291,6 +294,16 @@ def _accounts(conn: Connection, taken: _Taken, partition: int, now: datetime) ->
         consequences.make_accounts(conn, rows)
         accounts.update(states.load(conn, keys=missing, now=now))
     return accounts
+
+
+def _versions(accounts: dict[str, Account], taken: _Taken) -> Iterator[int]:
+    """The versions that the rules may be asked about."""
+    for account in accounts.values():
+        yield from (one.version for one in account.enrollments)
+        yield from (one["version"] for one in account.candidates if "version" in one)
+    for one in taken.events:
+        if one.event.name == STEERED and isinstance(version := one.event.properties.get("version"), int):
+            yield version
 
 
 def _contacts(conn: Connection, taken: _Taken, now: datetime) -> dict[str, Contact]:

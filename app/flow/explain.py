@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from app.errors import NotFound
 from app.flow import states
+from app.flow.publish import including
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import match_contacts
 from app.rules import facts
@@ -134,7 +135,8 @@ def _account_stories(conn: Connection, book: Book, home: str, contact: str, camp
     ledger = _ledger(conn, account.id, person.id)
     enrollments = _many(conn, _ENROLLMENTS, account=account.id, contact=person.id)
     messages = _many(conn, _MESSAGES, account=account.id)
-    published = dict(conn.execute(text("select id, published_at from campaign_version")).all())
+    book = including(conn, book, {row.version_id for row in (*enrollments, *ledger) if row.version_id is not None})
+    published = dict(conn.execute(text(_FIRST_PUBLISHED)).all())
     names = dict(conn.execute(text("select key, name from campaign")).all())
     for key in [campaign] if campaign else sorted(book.standings):
         standing = book.standings[key]
@@ -259,7 +261,7 @@ def _recompute(
     version: Version,
     account: facts.Account,
     person: facts.Contact,
-    published: Mapping[int, datetime],
+    published: Mapping[str, datetime],
 ) -> Line:
     """Why nothing is in the ledger: the first gate of entry that says no, by what is known now."""
 
@@ -290,7 +292,7 @@ def _recompute(
             return line("trigger", "account_ambiguous", trigger, event.at)
         if row.mark:
             return line("trigger", row.mark, {**trigger, "occurred_at": row.occurred_at.isoformat()}, event.at)
-        if event.at < published[min(one for one, found in book.versions.items() if found.key == version.key)]:
+        if event.at < published[version.key]:
             return line("trigger", "before_published", trigger, event.at)
         return line("trigger", "not_recorded", trigger, event.at)
     return failed or line("trigger", "never_happened", trigger)
@@ -340,6 +342,7 @@ _ENROLLMENTS = """select n.id, k.key as campaign, n.version_id, n.state, n.step_
   where n.account_id = :account and (n.contact_id is null or n.contact_id = :contact) order by n.entered_at desc, n.id"""
 _MESSAGES = """select m.id, m.enrollment_id, m.step_id, m.state, m.reason, m.subject, m.contact_id, m.due_at, m.created_at, m.settled_at,
   k.key as campaign from message m join campaign k on k.id = m.campaign_id where m.account_id = :account order by m.created_at, m.id"""
+_FIRST_PUBLISHED = """select k.key, min(v.published_at) from campaign k join campaign_version v on v.campaign_id = k.id group by k.key"""
 _EVENTS = """select e.*, exists(select 1 from event_pending p where p.event_id = e.id) as pending from event e
   where (e.account_key = :account or (e.account_key is null and e.contact_key = any(:contacts))) and e.name = :name
   order by e.received_at desc, e.id desc limit :limit"""

@@ -61,7 +61,7 @@ class Preparer:
     def gather(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> Facts:
         """What the gates and the templates need to know of these messages, with the places that those take which may go. In the
         transaction of the claim. Raises NotFound when nothing is published."""
-        book = publish.book(conn)
+        book = publish.including(conn, publish.book(conn), {row.version_id for row in claimed})
         self._load_templates(conn, {row.version_id for row in claimed})
         facts = Facts(conn, book, claimed, self._metrics(book, claimed), now)
         self._reserve(conn, facts, claimed, now)

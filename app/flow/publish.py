@@ -6,33 +6,53 @@ A published version never changes. Someone inside a campaign stays on the versio
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, func, select, text
 
 from app.db import LOCK_MIGRATION, insert_rows
-from app.errors import NotFound
+from app.errors import DefinitionError, NotFound
 from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
 from app.rules.conditions import ConditionError, Schema
 from app.rules.definition import Campaign
+from app.rules.fields import Problem
 from app.rules.lifecycle import Lifecycle
+from app.rules.moving import Difference, difference, kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """How many are inside a version that new enrollments do not enter any more, and at which step they are."""
+
+    version: int
+    step: str | None
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishing did for one campaign: `new`, `changed` or `unchanged`, and the version's number."""
+    """What publishing did for one campaign: `new`, `changed` or `unchanged`, and the version's number.
+
+    `before` is the number of the version that new enrollments entered until now, `difference` what changes against it. `inside` says who
+    stays on which older version: nobody is moved.
+    """
 
     key: str
     what: str
     number: int
     mode: str
+    before: int | None = None
+    difference: Difference = Difference()
+    inside: tuple[Inside, ...] = ()
 
 
 def publish(conn: Connection, root: Path, now: datetime) -> list[Published]:
@@ -40,21 +60,43 @@ def publish(conn: Connection, root: Path, now: datetime) -> list[Published]:
 
     All or nothing: one wrong file raises DefinitionError with every problem and changes nothing. Campaigns whose folder is gone are
     left as they are. The mode of a campaign that exists already is not touched: going live, pausing and archiving are decisions of
-    their own.
+    their own (`flow.steering`).
     """
-    return publish_read(conn, read(root), now)
+    return publish_read(conn, read(root), now, root)
 
 
-def publish_read(conn: Connection, campaigns: Campaigns, now: datetime) -> list[Published]:
-    """Publishes campaigns that are read already."""
+def publish_read(conn: Connection, campaigns: Campaigns, now: datetime, root: Path | None = None) -> list[Published]:
+    """Publishes campaigns that are read already. `root`, if given, is where problems are looked for in the files."""
     conn.execute(text("select pg_advisory_xact_lock(:space, 1)"), {"space": LOCK_MIGRATION})
-    _publish_lifecycle(conn, campaigns, now)
     known = {row.key: row for row in conn.execute(select(campaign))}
-    return [_publish_folder(conn, folder, known.get(folder.key), now) for folder in campaigns.folders]
+    _refuse_reused_steps(conn, campaigns, known, root)
+    _publish_lifecycle(conn, campaigns, now)
+    done = [_publish_folder(conn, folder, known.get(folder.key), now) for folder in campaigns.folders]
+    inside = inside_older(conn)
+    return [replace(one, inside=tuple(inside.get(one.key, ()))) for one in done]
+
+
+def inside_older(conn: Connection) -> dict[str, list[Inside]]:
+    """By campaign: who is inside another version than the one that new enrollments enter, oldest version first."""
+    found: dict[str, list[Inside]] = {}
+    for key, *values in conn.exec_driver_sql(_INSIDE_OLDER):
+        found.setdefault(key, []).append(Inside(*values))
+    return found
+
+
+_INSIDE_OLDER = """
+select k.key, v.number, e.step_id, e.count from campaign k join campaign_version v on v.campaign_id = k.id and v.id <> k.version_id
+cross join lateral (
+    select step_id, count(*) from enrollment where version_id = v.id and state = 'active' group by step_id order by step_id
+) e order by k.key, v.number"""
+
+
+# The book ------------------------------------------------------------------------------------------------------------
 
 
 def book(conn: Connection) -> Book:
-    """What is in force: the newest lifecycle, all campaigns with their modes, all versions. Cached by what is in the database.
+    """What is in force: the newest lifecycle, all campaigns with their modes, the versions that new enrollments enter, and those older
+    ones that this process was asked for (`including`). Cached by what is in the database.
 
     Raises NotFound when nothing has been published yet.
     """
@@ -63,6 +105,15 @@ def book(conn: Connection) -> Book:
     if newest is None:
         raise NotFound("nothing is published yet: run `nurture publish`")
     return _books.get(conn, newest, tuple(tuple(row[1:]) for row in rows if row[1] is not None))
+
+
+def including(conn: Connection, known: Book, versions: Iterable[int]) -> Book:
+    """The book with these versions in it, too: whoever is about to ask the rules about enrollments names their versions first.
+
+    Of many hundred versions only those are compiled that somebody is inside of. Ids that do not exist are left out.
+    """
+    missing = {version for version in versions if version not in known.versions}
+    return _books.widen(conn, known, missing) if missing else known
 
 
 # One small look at the start of every batch; what it finds is the key of the cached book.
@@ -76,7 +127,7 @@ class _Books:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.kept: dict[str, tuple[object, Book]] = {}
+        self.kept: dict[str, tuple[tuple[int, tuple], Book]] = {}
 
     def get(self, conn: Connection, lifecycle_id: int, rows: Sequence[tuple]) -> Book:
         where = conn.engine.url.render_as_string(hide_password=True)
@@ -90,29 +141,48 @@ class _Books:
             self.kept[where] = (key, made)
         return made
 
-    def make(self, conn: Connection, lifecycle_id: int, rows: Sequence[tuple], kept: tuple[object, Book] | None) -> Book:
+    def make(self, conn: Connection, lifecycle_id: int, rows: Sequence[tuple], kept: tuple[tuple[int, tuple], Book] | None) -> Book:
         definition = conn.execute(select(lifecycle_version.c.definition).where(lifecycle_version.c.id == lifecycle_id)).scalar_one()
         lifecycle = Lifecycle.model_validate(definition)
-        keys = {row[0]: row[1] for row in rows}
-        # A version is compiled against the lifecycle in force, so a new lifecycle compiles all of them anew.
-        versions: dict[int, Version] = dict(kept[1].versions) if kept and kept[0][0] == lifecycle_id else {}
-        # A campaign published since `rows` were read belongs to the next book.
-        missing = select(campaign_version).where(
-            campaign_version.c.id.not_in(list(versions)), campaign_version.c.campaign_id.in_(list(keys))
-        )
-        for row in conn.execute(missing).all():
-            found = Campaign.model_validate(row.definition)
-            about = (row.id, keys[row.campaign_id], row.number, found)
-            try:
-                versions[row.id] = compile_version(*about, lifecycle.schema)
-            except ConditionError:
-                # The newest lifecycle has lost a name that this version reads. Whoever is inside goes on with what the name meant.
-                versions[row.id] = compile_version(*about, _ever_declared(conn))
         standings = [Standing(ident, key, mode, version) for ident, key, mode, version in rows if version is not None]
+        wanted = {standing.version for standing in standings}
+        # A version is compiled against the lifecycle in force, so a new lifecycle compiles all of them anew.
+        same = kept[1].versions if kept and kept[0][0] == lifecycle_id else {}
+        versions = {version: same[version] for version in wanted & same.keys()}
+        versions |= _compiled(conn, wanted - versions.keys(), lifecycle.schema)
         return build_book(lifecycle, standings, versions)
+
+    def widen(self, conn: Connection, known: Book, missing: set[int]) -> Book:
+        versions = {**known.versions, **_compiled(conn, missing, known.schema)}
+        wider = build_book(known.lifecycle, list(known.standings.values()), versions)
+        where = conn.engine.url.render_as_string(hide_password=True)
+        with self.lock:
+            kept = self.kept.get(where)
+            if kept is not None and kept[1] is known:
+                self.kept[where] = (kept[0], wider)
+        return wider
 
 
 _books = _Books()
+
+
+def _compiled(conn: Connection, wanted: Iterable[int], schema: Schema) -> dict[int, Version]:
+    found: dict[int, Version] = {}
+    rows = conn.exec_driver_sql(_DEFINITIONS, {"ids": list(wanted)}).all() if wanted else ()
+    ever: Schema | None = None
+    for ident, key, number, definition in rows:
+        about = (ident, key, number, Campaign.model_validate(definition))
+        try:
+            found[ident] = compile_version(*about, schema)
+        except ConditionError:
+            # The newest lifecycle has lost a name that this version reads. Whoever is inside goes on with what the name meant.
+            ever = ever or _ever_declared(conn)
+            found[ident] = compile_version(*about, ever)
+    return found
+
+
+_DEFINITIONS = """
+select v.id, k.key, v.number, v.definition from campaign_version v join campaign k on k.id = v.campaign_id where v.id = any(%(ids)s)"""
 
 
 def _ever_declared(conn: Connection) -> Schema:
@@ -143,21 +213,74 @@ def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> P
         ident = conn.execute(
             campaign.insert().values(key=folder.key, name=folder.campaign.name, mode=mode).returning(campaign.c.id)
         ).scalar_one()
-        what = "new"
+        current = None
     else:
-        ident, mode, what = known.id, known.mode, "changed"
+        ident, mode, current = known.id, known.mode, known.version_id
     same = conn.execute(
         select(campaign_version.c.id, campaign_version.c.number).where(
             campaign_version.c.campaign_id == ident, campaign_version.c.hash == folder.hash
         )
     ).first()
-    if same is not None:
-        version_id, number = same
-        what = "unchanged" if known is not None and known.version_id == version_id else what
-    else:
-        version_id, number = _write_version(conn, folder, ident, now)
+    version_id, number = same if same is not None else _write_version(conn, folder, ident, now)
     conn.execute(campaign.update().where(campaign.c.id == ident).values(version_id=version_id, name=folder.campaign.name))
-    return Published(folder.key, what, number, mode)
+    if current is None:
+        return Published(folder.key, "new", number, mode)
+    if current == version_id:
+        return Published(folder.key, "unchanged", number, mode, number)
+    before = conn.execute(select(campaign_version.c.number, campaign_version.c.definition).where(campaign_version.c.id == current)).one()
+    changes = difference(before.definition, folder.raw, changed_mails(conn, current, version_id))
+    return Published(folder.key, "changed", number, mode, before.number, changes)
+
+
+def changed_mails(conn: Connection, old: int, new: int) -> frozenset[str]:
+    """The steps of both versions whose mail looks different, in any language: its own words or a block of the brand changed."""
+    return frozenset(conn.exec_driver_sql(_CHANGED_MAILS, {"old": old, "new": new}).scalars())
+
+
+_CHANGED_MAILS = """
+with a as (select step_id, locale, md5(html || text) as looks from template where version_id = %(old)s),
+     b as (select step_id, locale, md5(html || text) as looks from template where version_id = %(new)s)
+select distinct step_id from a full join b using (step_id, locale)
+where a.looks is distinct from b.looks and step_id in (select step_id from a) and step_id in (select step_id from b)"""
+
+
+def _refuse_reused_steps(conn: Connection, campaigns: Campaigns, known: Mapping[str, Any], root: Path | None) -> None:
+    """A step id means one thing for ever: what was a mail once may not come back as a wait (invariant 3). Raises DefinitionError."""
+    problems: list[Problem] = []
+    folders = {known[folder.key].id: folder for folder in campaigns.folders if folder.key in known}
+    if not folders:
+        return
+    given = {ident: kinds(folder.raw) for ident, folder in folders.items()}
+    rows = conn.exec_driver_sql(_OLDER, {"ids": list(folders), "hashes": [folder.hash for folder in folders.values()]})
+    said: set[tuple[int, str]] = set()
+    for ident, number, definition in rows:
+        for step, kind in kinds(definition).items():
+            now = given[ident].get(step, kind)
+            if now != kind and (ident, step) not in said:
+                said.add((ident, step))
+                file = f"{folders[ident].key}/campaign.yaml"
+                line, column = _place(root, file, step)
+                message = f"the step id {step} was a step of the kind {kind} in version {number}, so it cannot be one of the kind {now}: "
+                problems.append(Problem(file, line, column, "step", f"{message}step ids are never used again; take another"))
+    if problems:
+        raise DefinitionError(sorted(problems, key=lambda one: (one.file, one.line)))
+
+
+# Content that is in force already was looked at when it was published.
+_OLDER = """
+select v.campaign_id, v.number, v.definition from campaign_version v
+where v.campaign_id = any(%(ids)s)
+  and not exists (select from campaign_version s where s.campaign_id = v.campaign_id and s.hash = any(%(hashes)s))
+order by v.campaign_id, v.number desc"""
+
+
+def _place(root: Path | None, file: str, step: str) -> tuple[int, int]:
+    """Where in the file the step's id stands, as far as that can be told; else its beginning."""
+    if root is not None and (root / file).is_file():
+        for number, line in enumerate((root / file).read_text("utf-8").splitlines(), 1):
+            if found := re.search(rf"(?<![\w-])id:\s*[\"']?{re.escape(step)}(?![\w-])", line):
+                return number, found.start() + 1
+    return 1, 1
 
 
 def _write_version(conn: Connection, folder: Folder, campaign_id: int, now: datetime) -> tuple[int, int]:
