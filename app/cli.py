@@ -23,7 +23,7 @@ from pathlib import Path
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, embedded, home
+from app import ask, embedded, home, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -196,17 +196,6 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _publish(args: argparse.Namespace) -> None:
-    from app.flow.publish import publish
-
-    root = load(home=args.home, campaigns=args.folder).campaigns
-    with installation(args) as (_, engine), engine.begin() as conn:
-        done = publish(conn, root, datetime.now(UTC))
-    lines = [f"{one.what:<9}  {one.mode:<8}  version {one.number:<3}  {one.key}" for one in done]
-    data = [{"campaign": one.key, "what": one.what, "version": one.number, "mode": one.mode} for one in done]
-    show(args, data, "\n".join(lines) or f"There is no campaign in {root}: make a folder like onboarding/welcome with a campaign.yaml.")
-
-
 def _render(args: argparse.Namespace) -> int:
     """Sample values need no database; stored ones do."""
     from app.flow import proof
@@ -272,7 +261,16 @@ COMMANDS: list[Command] = [
     Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
     Command(("migrate",), "bring the database to this version's tables", _migrate),
     Command(("check",), "report every problem of a campaigns folder; exit code 1 if there are any", _check, _folder_argument),
-    Command(("publish",), "publish what changed in a campaigns folder; nobody inside is moved", _publish, _folder_argument),
+    Command(("publish",), "publish what changed in a campaigns folder; say what changes for whom", steer.publish, steer.publish_arguments),
+    Command(("versions",), "list the versions of a campaign", steer.versions, steer.campaign_arguments),
+    Command(
+        ("diff",), "compare two versions, or the published one and the folder; exit code 1 if they differ", steer.diff, steer.diff_arguments
+    ),
+    Command(("rollback",), "have new enrollments enter an earlier version again", steer.rollback, steer.rollback_arguments),
+    Command(("mode",), "show or change the mode of a campaign", steer.mode, steer.mode_arguments),
+    Command(("pause",), "pause a campaign: its timers stand still, its mail waits", steer.pause, steer.campaign_arguments),
+    Command(("resume",), "end a pause; say first what is overdue", steer.resume, steer.resume_arguments),
+    Command(("enroll",), "enroll accounts or contacts by hand; say first who would enter", steer.enroll, steer.enroll_arguments),
     Command(("render",), "show a mail of the campaigns folder as a customer would see it; sends nothing", _render, _render_arguments),
     Command(("keys", "create"), "make an API key", _keys_create, _create_arguments),
     Command(("keys", "list"), "list the API keys", _keys_list),

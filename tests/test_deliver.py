@@ -333,7 +333,7 @@ class Unsubscribing(Smtp):
     ("change", "state", "reason"),
     [
         (lambda conn: conn.execute(update(models.campaign).values(mode="paused")), "due", "campaign_paused"),
-        (lambda conn: conn.execute(update(models.campaign).values(mode="archived")), "skipped", "campaign_not_live"),
+        (lambda conn: conn.execute(update(models.campaign).values(mode="draft")), "skipped", "campaign_not_live"),
         (lambda conn: conn.execute(update(models.account).values(stage="adoption")), "skipped", "exit_when"),
         (lambda conn: conn.execute(update(models.contact).values(address=None, person=None)), "skipped", "no_address"),
         (lambda conn: conn.execute(update(models.contact).values(first_name=None)), "skipped", "missing_value"),

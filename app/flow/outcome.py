@@ -63,6 +63,14 @@ with done as (
     where m.id = any(%(ids)s) and m.state = 'in_dot'
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.attempts, m.version_id
 )"""
+_SKIP = """
+with done as (
+    update message m set state = 'skipped', reason = %(reason)s, settled_at = %(now)s
+    where m.state = 'due' and m.id = any(array(
+        select id from message where campaign_id = %(campaign)s and state = 'due'
+          and (%(every)s or due_at <= %(now)s or reason = 'campaign_paused') order by id for update))
+    returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.version_id
+)"""
 _NAMED = """
 select done.*, k.key as campaign, a.external_id as account_key, c.external_id as contact_key
 from done join campaign k on k.id = done.campaign_id join account a on a.id = done.account_id join contact c on c.id = done.contact_id"""
@@ -106,6 +114,17 @@ def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime)
     insert_rows(conn, decision, [_ledger(row, now, "send", "no", "worker_died", {}) for row in done])
     partitions = conn.execute(select(installation.c.partitions)).scalar_one()
     return raise_own(conn, [_settled(row, now) for row in done], now, partitions)
+
+
+def skip_due(
+    conn: Connection, campaign_id: int, reason: str, now: datetime, partitions: int, *, every: bool = False
+) -> tuple[int, set[int]]:
+    """Messages of the campaign that nobody has claimed, and that are due or held up by a pause (`every`: all of them), are skipped with
+    that reason, said to their campaigns. Returns how many, and the partitions to ring."""
+    about = {"campaign": campaign_id, "now": now, "reason": reason, "every": every}
+    done = conn.exec_driver_sql(_SKIP + _NAMED, about).all()
+    insert_rows(conn, decision, [_ledger(row, now, "campaign", "no", reason, {}) for row in done])
+    return len(done), raise_own(conn, [_settled(row, now) for row in done], now, partitions)
 
 
 def _row(one: Outcome) -> dict[str, Any]:

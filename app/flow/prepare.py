@@ -102,13 +102,14 @@ class Preparer:
             return _outcome(row, "due", "render_failed", now, "render", {"problem": f"{type(error).__name__}: {error}"[:300]}, again)
 
     def _one(self, book: Book, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
-        if row.expires_at <= now:
+        version = book.versions[row.version_id]
+        # What a pause holds up does not expire: whoever ends the pause says what becomes of it.
+        if row.expires_at <= now and not _paused(book, version.key):
             gate, reason = consent.why_expired(row.reason)
             return _outcome(row, "skipped", reason, now, gate, {"expires_at": row.expires_at.isoformat()})
         account, enrollment, contact = facts.of(row)
         if account is None or enrollment is None:
             return _outcome(row, "skipped", "enrollment_ended", now, "enrollment")
-        version = book.versions[row.version_id]
         node = version.nodes[row.step_id]
         if contact is None:
             return _outcome(row, "skipped", "not_a_member", now, "recipient")
@@ -270,8 +271,15 @@ def _shut(row: Row, decision: Decision | Refusal, now: datetime) -> Outcome:
         return _outcome(row, "skipped", decision.reason, now, decision.gate, decision.evidence)
     until = decision.evidence.get("until")
     again = datetime.fromisoformat(until) if until else now + LOOK_AGAIN
+    if decision.reason == "campaign_paused":
+        return _outcome(row, "due", decision.reason, now, decision.gate, decision.evidence, again)
     # Not beyond the end: whatever still waits then is looked at once more, and skipped as expired.
     return _outcome(row, "due", decision.reason, now, decision.gate, decision.evidence, min(max(again, now), row.expires_at))
+
+
+def _paused(book: Book, key: str) -> bool:
+    standing = book.standings.get(key)
+    return standing is not None and standing.mode == "paused"
 
 
 def _outcome(

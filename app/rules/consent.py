@@ -42,10 +42,11 @@ def gate(
         return Decision(name, verdict, reason, now, version.key, version.id, enrollment.id, node.id, contact.key, evidence=evidence or {})
 
     standing = book.standings.get(version.key)
-    mode = standing.mode if standing else "archived"
+    mode = standing.mode if standing else "draft"
     if mode == "paused":
         return decide("campaign", "wait", "campaign_paused", {"until": (now + LOOK_AGAIN).isoformat()})
-    if mode != ("shadow" if enrollment.shadow else "live"):
+    # Whoever was inside when the campaign was archived finishes.
+    if mode not in (("shadow",) if enrollment.shadow else ("live", "archived")):
         return decide("campaign", "no", "campaign_not_live", {"mode": mode})
     if enrollment.state != "active":
         return decide("enrollment", "no", "enrollment_ended", {"reason": enrollment.end_reason})

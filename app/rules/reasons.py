@@ -83,6 +83,12 @@ SENTENCES: dict[str, str] = {
     "timed_out": "What the step waited for did not come in time.",
     "moment_missing": "The date to wait for was never set.",
     "moment_passed": "The date to wait for had already passed.",
+    "moved": "It was moved to another version of the campaign.",
+    "went_live": "The campaign went live, which ends what ran in shadow.",
+    "shadow_ended": "The campaign went back to draft, which ends what ran in shadow.",
+    "archived": "The campaign was archived, and everybody inside taken out.",
+    "skipped_on_resume": "It fell due while the campaign was paused, and was skipped when the pause ended.",
+    "exited_on_resume": "It was overdue when the pause of the campaign ended, and left.",
     "queued": "The message was made for this contact.",
     # Gates of sending
     "campaign_paused": "The campaign is paused.",
