@@ -1,0 +1,349 @@
+"""Steering campaigns: modes, pausing and resuming, going live, archiving; up to the events that are raised, and what the rules make of
+them."""
+
+from __future__ import annotations
+
+import threading
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import OperationalError
+
+from app.errors import InputError, NotFound
+from app.flow.deliver import Limits
+from app.flow.deliver import run as deliver
+from app.flow.steering import find_campaign, overdue, set_mode
+from app.models import campaign, decision, enrollment, event, event_pending, message
+from app.providers.memory import MemoryTransport
+from app.queue import Bells
+from app.rules.modes import FOLLOWS
+from tests.stories import at, group, identify, post, publish_campaigns, run, track
+
+QUICK = Limits(poll=0.02, gather=0.0, patience=(0.05,), back_off=1.0, heartbeat=0.2, farewell=0.5)
+KEY = "onboarding/welcome"
+WELCOME = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: hello, email: hello.mjml, subject: Hello}
+  - {id: pause, wait: 2d}
+  - {id: tips, email: tips.mjml, subject: Tips}
+  - {id: rest, wait: 4d}
+  - {id: more, email: more.mjml, subject: More}
+"""
+
+
+class World:
+    """An installation with one campaign, an account or three inside it, and a clock that goes where it is told to."""
+
+    def __init__(self, engine, settings, root):
+        self.engine, self.settings, self.transport = engine, settings, MemoryTransport()
+        publish_campaigns(engine, root, {KEY: WELCOME})
+
+    def sign_up(self, *keys, moment="0s"):
+        items = []
+        for key in keys:
+            who = f"{key}-admin"
+            items += [group(key, who), identify(who, key, email=f"{who}@example.com", roles=["admin"]), track("signed_up", who, key)]
+        post(self.engine, *items, now=at(moment), name=f"story-{moment}")
+        self.settle(moment)
+
+    def until(self, first, last):
+        """One day after the other."""
+        for day in range(first, last + 1):
+            self.settle(f"{day}d")
+
+    def settle(self, moment):
+        """Advances and delivers until nothing moves at this moment any more."""
+        while True:
+            sent = len(self.transport.letters)
+            moved = run(self.engine, at(moment))
+            deliver(self.engine, self.settings, uuid4(), lambda: at(moment), Bells(None), transport=self.transport, limits=QUICK)
+            if not moved and len(self.transport.letters) == sent:
+                return
+
+    def mode(self, mode, moment, **more):
+        with self.engine.begin() as conn:
+            return set_mode(conn, KEY, mode, at(moment), **more)
+
+    def waiting(self, moment):
+        with self.engine.connect() as conn:
+            return [(one.what, one.step, one.count, one.then) for one in overdue(conn, KEY, at(moment))]
+
+    def rows(self, *columns):
+        with self.engine.connect() as conn:
+            return [tuple(row) for row in conn.execute(select(*columns).order_by(*columns))]
+
+    def mails(self, step):
+        return self.rows(message.c.state, message.c.reason, message.c.step_id).count(("sent", None, step))
+
+
+@pytest.fixture
+def world(engine, settings, tmp_path):
+    return World(engine, settings, tmp_path / "campaigns")
+
+
+def states(world):
+    return world.rows(enrollment.c.state, enrollment.c.step_id, enrollment.c.end_reason)
+
+
+# Which mode may follow which -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", FOLLOWS)
+@pytest.mark.parametrize("after", FOLLOWS)
+def test_a_mode_changes_only_to_those_that_may_follow(world, before, after):
+    with world.engine.begin() as conn:
+        conn.execute(update(campaign).values(mode=before))
+    if after in FOLLOWS[before]:
+        done = world.mode(after, "1h")
+        assert (done.before, done.after) == (before, after)
+        assert world.rows(campaign.c.mode, campaign.c.mode_at) == [(after, at("1h"))]
+    else:
+        with pytest.raises(InputError, match=f"^mode: .*{before}"):
+            world.mode(after, "1h")
+        assert world.rows(campaign.c.mode, campaign.c.mode_at) == [(before, None)]
+
+
+def test_what_cannot_be_meant_changes_nothing(world):
+    with pytest.raises(NotFound, match="onboarding/welcome"), world.engine.begin() as conn:
+        set_mode(conn, "no/such", "paused", at())
+    with pytest.raises(InputError, match="overdue"):
+        world.mode("paused", "0s", choice="burn")
+    with pytest.raises(InputError, match="exit"):
+        world.mode("paused", "0s", leave=True)
+    assert world.rows(campaign.c.mode) == [("live",)]
+
+
+# Pausing and resuming ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paused(world):
+    """acorn's first mail was held up by the pause, and again looked at; bolt and cedar wait for `tips`, whose time has come."""
+    world.sign_up("bolt", "cedar")
+    post(world.engine, group("acorn", "a"), identify("a", "acorn", email="a@example.com"), track("signed_up", "a", "acorn"), now=at("1d"))
+    run(world.engine, at("1d"))
+    world.mode("paused", "1d")
+    world.settle("1d")
+    world.settle("5d")  # later than a message would wait, and than the wait lasts
+    return world
+
+
+def test_a_pause_holds_up_timers_and_messages_and_lets_nothing_expire(paused):
+    assert paused.mails("hello") == 2 and paused.mails("tips") == 0
+    assert paused.rows(message.c.state, message.c.reason, message.c.step_id)[0] == ("due", "campaign_paused", "hello")
+    assert paused.waiting("5d") == [("message", "hello", 1, None), ("timer", "pause", 2, "tips")]
+
+
+def test_nothing_is_overdue_where_nothing_is_paused(world):
+    world.sign_up("acorn")
+    assert world.waiting("9d") == []
+
+
+def test_without_an_answer_nothing_changes(paused):
+    before = paused.rows(enrollment.c.id, enrollment.c.due_at), paused.rows(message.c.id, message.c.due_at)
+    with pytest.raises(InputError, match="3 are overdue: say whether to send, skip or exit them"):
+        paused.mode("live", "5d")
+    with pytest.raises(InputError, match="3 are overdue"):
+        paused.mode("archived", "5d")
+    assert paused.rows(campaign.c.mode) == [("paused",)]
+    assert (paused.rows(enrollment.c.id, enrollment.c.due_at), paused.rows(message.c.id, message.c.due_at)) == before
+
+
+def test_a_pause_without_anything_overdue_ends_without_a_question(world):
+    world.sign_up("acorn")
+    world.mode("paused", "1h")
+    world.mode("live", "2h")
+    world.settle("2d")
+    assert world.mails("tips") == 1
+
+
+def test_resume_and_send_sends_everything_once_and_counts_on_from_now(paused):
+    done = paused.mode("live", "5d", choice="send")
+    assert (done.messages, done.leaving, done.skipping) == (1, 0, 0)
+    paused.settle("5d")
+    assert (paused.mails("hello"), paused.mails("tips"), len(paused.transport.letters)) == (3, 2, 5)
+    assert [one for one in states(paused) if one[1] == "rest"] == [("active", "rest", None)] * 2
+    paused.settle("8d")
+    assert paused.mails("more") == 0  # four days from the resume, not from when it should have been
+    paused.settle("9d")
+    assert paused.mails("more") == 2
+    paused.until(9, 14)
+    assert (paused.mails("hello"), paused.mails("tips"), paused.mails("more")) == (3, 3, 3)
+
+
+def test_resume_and_skip_goes_on_without_what_was_overdue(paused):
+    done = paused.mode("live", "5d", choice="skip")
+    assert (done.messages, done.skipping, done.leaving) == (1, 2, 0)
+    assert paused.rows(message.c.state, message.c.reason, message.c.settled_at)[-1] == ("skipped", "skipped_on_resume", at("5d"))
+    paused.settle("5d")
+    assert states(paused) == [("active", "pause", None), ("active", "rest", None), ("active", "rest", None)]
+    paused.until(5, 14)
+    assert (paused.mails("hello"), paused.mails("tips"), paused.mails("more")) == (2, 1, 3)
+    assert sum(reason == "skipped_on_resume" for (reason,) in paused.rows(decision.c.reason)) >= 3
+
+
+def test_resume_and_exit_takes_out_who_was_overdue(paused):
+    done = paused.mode("live", "5d", choice="exit")
+    assert (done.messages, done.leaving, done.skipping) == (1, 3, 0)
+    paused.settle("5d")
+    assert states(paused) == [("exited", None, "exited_on_resume")] * 3
+    paused.until(5, 9)
+    assert len(paused.transport.letters) == 2
+    assert not [row for row in paused.rows(message.c.state, message.c.reason) if row[0] == "skipped" and not row[1]]
+
+
+@pytest.mark.parametrize("choice", ["send", "skip", "exit"])
+def test_whatever_the_answer_no_message_is_lost_without_a_reason_and_none_is_doubled(paused, choice):
+    paused.mode("live", "5d", choice=choice)
+    paused.until(5, 18)
+    found = paused.rows(message.c.enrollment_id, message.c.step_id, message.c.state, message.c.reason)
+    assert len({row[:2] for row in found}) == len(found)
+    assert all(state == "sent" or (state == "skipped" and reason) for *_, state, reason in found)
+    assert len(paused.transport.letters) == len({(one.recipient, one.data.split(b"Subject: ")[1][:20]) for one in paused.transport.letters})
+    assert not [row for row in states(paused) if row[0] == "active"]
+    assert paused.rows(event_pending.c.event_id) == []
+
+
+def test_resuming_twice_is_refused_and_a_second_pause_skips_anew(paused):
+    paused.mode("live", "5d", choice="skip")
+    with pytest.raises(InputError, match="live already"):
+        paused.mode("live", "5d", choice="skip")
+    paused.settle("5d")
+    paused.mode("paused", "6d")
+    paused.settle("20d")
+    assert paused.waiting("20d") == [("timer", "pause", 1, "tips"), ("timer", "rest", 2, "more")]
+    paused.mode("live", "20d", choice="skip")
+    paused.settle("20d")
+    assert paused.mails("more") == 0 and [state for state, *_ in states(paused)].count("finished") == 2
+
+
+def test_pausing_while_events_are_pending_loses_none(world):
+    """What arrives during a pause is worked on: who has left has left, and who signs up then is told why not."""
+    world.sign_up("acorn")
+    post(world.engine, track("report_shared", "acorn-admin", "acorn"), now=at("1h"))
+    world.mode("paused", "1h")
+    world.settle("1h")
+    assert world.rows(event_pending.c.event_id) == []
+    assert ("report_shared",) in world.rows(event.c.name)
+    assert world.mode("live", "2h").messages == 0
+    world.until(1, 7)
+    assert (world.mails("tips"), world.mails("more")) == (1, 1)
+
+
+def test_a_crash_before_the_commit_leaves_nothing_half(paused):
+    before = paused.rows(enrollment.c.id, enrollment.c.due_at), paused.rows(message.c.id, message.c.state)
+    with pytest.raises(OperationalError), paused.engine.begin() as conn:
+        set_mode(conn, KEY, "live", at("5d"), choice="skip")
+        with paused.engine.connect() as other:
+            pid = conn.exec_driver_sql("select pg_backend_pid()").scalar()
+            other.exec_driver_sql("select pg_terminate_backend(%(pid)s)", {"pid": pid})
+    assert paused.rows(campaign.c.mode) == [("paused",)] and paused.rows(event_pending.c.event_id) == []
+    assert (paused.rows(enrollment.c.id, enrollment.c.due_at), paused.rows(message.c.id, message.c.state)) == before
+
+
+def test_two_who_resume_at_once_do_it_once(paused):
+    said = []
+
+    def resume():
+        try:
+            said.append(paused.mode("live", "5d", choice="send").messages)
+        except InputError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=resume) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, said)) == ["1", "mode: is live already"]
+
+
+def test_who_is_being_advanced_is_waited_for(paused):
+    """The timers of a partition are set to now only when nobody works on it."""
+    place = paused.rows(enrollment.c.partition)
+    begun, done = threading.Event(), threading.Event()
+
+    def resume():
+        begun.set()
+        paused.mode("live", "5d", choice="skip")
+        done.set()
+
+    with paused.engine.begin() as conn:
+        for (number,) in set(place):
+            conn.execute(text("select pg_advisory_xact_lock(1, :n)"), {"n": number})
+        thread = threading.Thread(target=resume)
+        thread.start()
+        begun.wait()
+        assert not done.wait(0.3)
+    thread.join()
+    assert done.is_set()
+
+
+# Shadow, live, archived ----------------------------------------------------------------------------------------------
+
+
+def test_going_live_ends_what_ran_in_shadow(world):
+    with world.engine.begin() as conn:
+        conn.execute(update(campaign).values(mode="shadow"))
+    world.sign_up("acorn", "bolt")
+    assert len(world.transport.letters) == 0 and world.rows(enrollment.c.shadow) == [(True,), (True,)]
+    done = world.mode("live", "1h")
+    assert done.leaving == 2 and done.partitions
+    world.settle("1h")
+    assert states(world) == [("exited", None, "went_live")] * 2
+    post(world.engine, track("signed_up", "acorn-admin", "acorn"), now=at("2h"))
+    world.settle("2h")
+    assert world.mails("hello") == 1 and (False,) in world.rows(enrollment.c.shadow)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("draft", "shadow_ended"), ("archived", "archived")])
+def test_leaving_shadow_ends_what_ran_in_it(world, mode, reason):
+    with world.engine.begin() as conn:
+        conn.execute(update(campaign).values(mode="shadow"))
+    world.sign_up("acorn")
+    world.mode(mode, "1h")
+    world.settle("1h")
+    assert states(world) == [("exited", None, reason)]
+
+
+def test_archiving_lets_those_inside_finish_and_takes_nobody_new(world):
+    world.sign_up("acorn")
+    assert world.mode("archived", "1h").leaving == 0
+    world.sign_up("bolt", moment="2h")
+    world.until(1, 7)
+    assert (world.mails("hello"), world.mails("tips"), world.mails("more")) == (1, 1, 1)
+    assert [state for state, *_ in states(world)] == ["finished"]
+
+
+def test_archiving_can_take_everybody_out(world):
+    world.sign_up("bolt")
+    post(world.engine, group("acorn", "a"), identify("a", "acorn", email="a@example.com"), track("signed_up", "a", "acorn"), now=at("1h"))
+    run(world.engine, at("1h"))
+    done = world.mode("archived", "1h", leave=True)
+    assert (done.leaving, done.messages) == (2, 1)
+    world.settle("1h")
+    assert states(world) == [("exited", None, "archived")] * 2
+    world.until(1, 7)
+    assert len(world.transport.letters) == 1
+    assert ("skipped", "archived") in world.rows(message.c.state, message.c.reason)
+
+
+def test_unarchiving_starts_nothing_by_itself(world):
+    world.sign_up("acorn")
+    world.mode("archived", "1h")
+    world.mode("paused", "2h")
+    world.settle("9d")
+    assert world.mails("tips") == 0 and world.waiting("9d") == [("timer", "pause", 1, "tips")]
+
+
+def test_a_campaign_is_found_and_not_locked_by_looking(world):
+    with world.engine.connect() as conn:
+        assert find_campaign(conn, KEY).mode == "live"
+        with pytest.raises(NotFound):
+            find_campaign(conn, "a\x00b")
+        assert conn.execute(select(func.count()).select_from(enrollment)).scalar_one() == 0
