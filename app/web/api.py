@@ -1,6 +1,7 @@
 """The reading API, /api/v1: JSON for programs with a bearer key. What it answers is described at /openapi.json.
 
-Everything reads but holds. `read` keys read; `admin` keys read and steer; `write` keys post events elsewhere and get 403 here.
+Everything reads but holds and enrolling. `read` keys read; `admin` keys read and steer; `write` keys post events elsewhere and get 403
+here.
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flask import Blueprint, Response, abort, g, request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.errors import InputError
-from app.flow import access, holding
+from app.flow import access, enrolling, holding
 from app.flow.explain import explain
 from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, responses, timeline
 from app.flow.reading.paging import Page, clean, read_limit
+from app.flow.versions import list_versions
 from app.rules.reasons import sentence
 from app.web.context import here, reading, teach_external_ids
 from app.web.openapi import PREFIX, Operation, Param, document
@@ -247,6 +249,27 @@ def get_campaign(conn: Connection, campaign: str) -> dict[str, Any]:
     return campaigns.campaign(conn, campaign, g.now)
 
 
+@operation("GET", "/campaigns/{campaign}/versions", "The versions of a campaign, the newest first", "Versions")
+def list_campaign_versions(conn: Connection, campaign: str) -> dict[str, Any]:
+    return {"data": list_versions(conn, campaign)}
+
+
+@operation(
+    "POST",
+    "/campaigns/{campaign}/enroll",
+    "Enroll accounts, contacts or whoever matches; or only say what would happen",
+    "Enrolling",
+    scope="admin",
+    body="NewEnrollments",
+)
+def enroll(conn: Connection, campaign: str) -> dict[str, Any]:
+    wanted = _body(NewEnrollments)
+    whom = {"accounts": wanted.accounts, "contacts": wanted.contacts, "everybody": wanted.everybody}
+    found = enrolling.preview(conn, campaign, g.now, **whom)
+    requested = 0 if wanted.preview else enrolling.request(conn, found, "hand", g.now)[0]
+    return {**found.plain(), "requested": requested}
+
+
 @operation("GET", "/holds", "Holds in force", "Holds")
 def list_holds(conn: Connection) -> dict[str, Any]:
     return {"data": holding.list_holds(conn, g.now)}
@@ -275,6 +298,15 @@ class NewHold(BaseModel):
     contact: str | None = None
     reason: str
     until: AwareDatetime | None = None
+
+
+class NewEnrollments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    accounts: Annotated[list[str], Field(max_length=1000)] = []
+    contacts: Annotated[list[str], Field(max_length=1000)] = []
+    everybody: bool = False
+    preview: bool = False
 
 
 def _answer(**ids: str) -> Response:

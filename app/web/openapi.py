@@ -60,7 +60,7 @@ def document(operations: Sequence[Operation], base_url: str) -> dict[str, Any]:
         "info": {
             "title": "Nurture",
             "version": VERSION,
-            "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, and puts customers on hold. "
+            "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, puts customers on hold and enrolls them. "
             "Times are RFC 3339 in UTC. Lists answer `data` and `next`; pass `next` as `cursor` to go on. "
             "External ids may hold slashes; percent-encode everything else.",
         },
@@ -176,6 +176,7 @@ _CAMPAIGN: dict[str, Schema] = {
     "id": {**TEXT, "description": "The campaign's folder, such as onboarding/first-value."},
     "name": TEXT,
     "mode": {"type": "string", "enum": ["draft", "shadow", "live", "paused", "archived"]},
+    "mode_at": {**MAYBE_TIME, "description": "Since when it is in this mode; null: since it was published."},
     "version": MAYBE_COUNT,
     "published_at": MAYBE_TIME,
     **{name: COUNT for name in ("active", "finished", "exited", "goals", "sent", "waiting", "skipped", "unknown", "clicked", "answered")},
@@ -341,10 +342,63 @@ SCHEMAS: dict[str, Schema] = {
         {
             **_CAMPAIGN,
             "definition": {"type": ["object", "null"]},
-            "versions": _many(_record({"number": COUNT, "published_at": TIME, "active": COUNT, "enrollments": COUNT})),
+            "versions": _many(_ref("Version")),
             "steps": _many(_record({"step": TEXT, "here": COUNT, "sent": COUNT, "waiting": COUNT, "skipped": COUNT, "unknown": COUNT})),
         }
     ),
+    "Version": _record(
+        {
+            "number": COUNT,
+            "published_at": TIME,
+            "hash": {**TEXT, "description": "Of everything that goes into it: the same content, the same version."},
+            "current": {**FLAG, "description": "Whether new enrollments enter it."},
+            "active": {**COUNT, "description": "Who is inside now."},
+            "enrollments": {**COUNT, "description": "Who ever was."},
+        }
+    ),
+    "Versions": _record({"data": _many(_ref("Version"))}),
+    "Enrolling": _record(
+        {
+            "campaign": TEXT,
+            "version": COUNT,
+            "mode": TEXT,
+            "entering": {**COUNT, "description": "How many would enter, by what is known now."},
+            "refused": COUNT,
+            "mails": {**COUNT, "description": "The mails that they would begin with."},
+            "requested": {**COUNT, "description": "For how many it was asked; 0 for a preview. The ledger says what became of each."},
+            "reasons": _many(_record({"gate": TEXT, "reason": TEXT, "text": TEXT, "count": COUNT})),
+            "answers": {
+                "description": "At most 1,000 who would enter, then at most 1,000 who would not.",
+                **_many(
+                    _record(
+                        {
+                            "account": TEXT,
+                            "contact": MAYBE_TEXT,
+                            "verdict": {"type": "string", "enum": ["yes", "no", "wait"]},
+                            "gate": TEXT,
+                            "reason": TEXT,
+                            "text": TEXT,
+                            "evidence": THINGS,
+                            "held_out": FLAG,
+                            "step": MAYBE_TEXT,
+                            "due_at": MAYBE_TIME,
+                            "mails": _many(_record({"step": TEXT, "contact": TEXT, "due_at": TIME})),
+                        }
+                    )
+                ),
+            },
+        }
+    ),
+    "NewEnrollments": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "accounts": {**_many(TEXT), "maxItems": 1000, "description": "Ids; of a campaign that enrolls contacts, all their contacts."},
+            "contacts": {**_many(TEXT), "maxItems": 1000, "description": "Ids; of a campaign that enrolls accounts, their accounts."},
+            "everybody": {**FLAG, "description": "Instead of naming any: whoever matches now."},
+            "preview": {**FLAG, "description": "Say what would happen, and do nothing."},
+        },
+    },
     "Campaigns": _record({"data": _many(_ref("Campaign"))}),
     "Hold": _record({**_HOLD, "account": MAYBE_TEXT, "contact": MAYBE_TEXT}),
     "Holds": _record({"data": _many(_ref("Hold"))}),

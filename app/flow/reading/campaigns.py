@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from app.errors import InputError, NotFound
 from app.flow.reading.paging import LIMIT, Page, clean, page, read_cursor
+from app.flow.versions import list_versions
 
 STATES = ("active", "finished", "exited")
 VERDICTS = ("yes", "no", "wait")
@@ -19,7 +20,7 @@ def campaigns(conn: Connection, now: datetime, *, days: int = 30) -> list[dict[s
     """Every campaign by key. The counts of mail are of the last `days` days; those of enrollments are of all time."""
     rows = conn.execute(
         text(
-            """select k.key as id, k.name, k.mode, v.number as version, v.published_at,
+            """select k.key as id, k.name, k.mode, k.mode_at, v.number as version, v.published_at,
                  coalesce(n.active, 0) as active, coalesce(n.finished, 0) as finished, coalesce(n.exited, 0) as exited,
                  coalesce(n.goals, 0) as goals, coalesce(m.sent, 0) as sent, coalesce(m.waiting, 0) as waiting,
                  coalesce(m.skipped, 0) as skipped, coalesce(m.unknown, 0) as unknown, coalesce(m.clicked, 0) as clicked,
@@ -52,18 +53,10 @@ def campaign(conn: Connection, key: str, now: datetime) -> dict[str, Any]:
     definition = conn.execute(
         text("select v.definition from campaign k join campaign_version v on v.id = k.version_id where k.key = :key"), {"key": key}
     ).scalar()
-    versions = conn.execute(
-        text(
-            """select v.number, v.published_at, count(n.id) filter (where n.state = 'active') as active, count(n.id) as enrollments
-               from campaign k join campaign_version v on v.campaign_id = k.id left join enrollment n on n.version_id = v.id
-               where k.key = :key group by v.id order by v.number desc"""
-        ),
-        {"key": key},
-    )
     return {
         **found,
         "definition": definition,
-        "versions": [dict(row._mapping) for row in versions],
+        "versions": list_versions(conn, key),
         "steps": step_counts(conn, key),
     }
 

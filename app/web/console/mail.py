@@ -12,11 +12,12 @@ from werkzeug import Response
 from app.flow.preview import preview
 from app.flow.reading import campaigns, messages, responses
 from app.flow.reading.paging import clean
+from app.flow.steering import overdue
 from app.rules import reasons
 from app.rules.book import Version
 from app.rules.definition import kind_of
 from app.web import public
-from app.web.console import blueprint, charts, known_book, words
+from app.web.console import blueprint, charts, known_book, steering, words
 from app.web.context import reading
 
 # what a mail may do inside the console: show itself.
@@ -57,6 +58,10 @@ def campaign_page(key: str) -> str:
             states=campaigns.STATES,
             spread=responses.spread(conn, campaign=key),
             spread_chart=spread_chart,
+            overdue=overdue(conn, key, g.now),
+            buttons=steering.BUTTONS[campaign["mode"]],
+            choices=steering.CHOICES,
+            undo=steering.undo_of(campaign),
         )
 
 
