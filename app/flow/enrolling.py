@@ -150,7 +150,7 @@ def request(conn: Connection, wanted: Preview, by: str, now: datetime) -> tuple[
         events = [
             Own(
                 ENROLL_REQUESTED,
-                f"enroll:{wanted.campaign}:{one.account}:{one.contact or ''}:{now.isoformat()}",
+                _message_id(wanted.campaign, one.account, one.contact, now),
                 {"campaign": wanted.campaign, "contact": one.contact, "by": by},
                 one.account,
                 one.contact,
@@ -166,7 +166,7 @@ def _ask(known: Book, version: Version, mode: str, account: Account, contact: st
     if mode not in ENTERED:
         return Answer(account.key, contact, "no", "campaign", "campaign_not_live", {"mode": mode})
     said = {"campaign": version.key, "contact": contact, "by": by}
-    event = Event(ENROLL_REQUESTED, said, now, now, f"enroll:{version.key}:{account.key}:{contact or ''}", contact=contact)
+    event = Event(ENROLL_REQUESTED, said, now, now, _message_id(version.key, account.key, contact, now), contact=contact)
     reaction = journey.react(known, account, event)
     entered = next(
         (one for one in reaction.enrollments if one.campaign == version.key and one.entry.get("message_id") == event.message_id), None
@@ -180,6 +180,11 @@ def _ask(known: Book, version: Version, mode: str, account: Account, contact: st
         return Answer(account.key, contact, "yes", "trigger", "enrolled", {}, entered.held_out, entered.step, entered.due_at, mails)
     no = next(one for one in reaction.decisions if one.campaign == version.key and one.verdict != "yes")
     return Answer(account.key, contact, no.verdict, no.gate, no.reason, dict(no.evidence))
+
+
+def _message_id(campaign: str, account: str, contact: str | None, now: datetime) -> str:
+    """The same for the preview as for the event, so that what follows by a hash of it is the same, too."""
+    return f"enroll:{campaign}:{account}:{contact or ''}:{now.isoformat()}"
 
 
 def _everybody(conn: Connection, version: Version) -> list[tuple[str, str | None]]:
