@@ -46,7 +46,7 @@ def publish(args: argparse.Namespace) -> None:
         if not done:
             _say(args, [f"There is no campaign in {root}: make a folder like onboarding/welcome with a campaign.yaml."])
         if args.dry_run:
-            _say(args, [*_move_lines(moves), *_enroll_lines(previews), "Nothing was changed: this was a dry run."])
+            _say(args, [*(_move_lines(moves) if args.move else ()), *_enroll_lines(previews), "Nothing was changed: this was a dry run."])
         elif args.move or args.enroll_existing:
             with engine.connect() as conn:
                 moves, previews = _consider(conn, args, done, now)
@@ -111,7 +111,9 @@ def _published(one: Any) -> dict[str, Any]:
 
 def _published_lines(one: Any) -> Iterator[str]:
     was = f" (was {one.before})" if one.what == "changed" else ""
-    yield f"{one.what:<9}  {one.mode:<8}  version {one.number:<3}  {one.key}{was}"
+    yield f"{one.what:<11}  {one.mode:<8}  version {one.number:<3}  {one.key}{was}"
+    if one.what == "rolled back":
+        yield "    What the folder says was gone back from. Change it, or go forward again: nurture versions, nurture rollback."
     yield from (f"    {line}" for line in one.difference.lines())
     for version in dict.fromkeys(place.version for place in one.inside):
         places = [place for place in one.inside if place.version == version]
@@ -211,7 +213,7 @@ def rollback(args: argparse.Namespace) -> None:
     words = [
         f"New enrollments of {args.campaign} enter version {done.number} again, not {done.before}:",
         *(f"    {line}" for line in done.difference.lines()),
-        f"{done.inside} inside other versions stay there. The folder is as it was: publishing it brings version {done.before} back.",
+        f"{done.inside} inside other versions stay there. Publishing the folder as it is changes nothing; a changed one is a new version.",
         f"Undo: {undo}",
     ]
     data = {

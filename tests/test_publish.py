@@ -169,6 +169,26 @@ def test_after_a_rollback_new_enrollments_enter_the_earlier_version_and_back_aga
         assert conn.execute(numbers.order_by(enrollment.c.entered_at)).scalars().all() == [1, 2]
 
 
+def test_publishing_the_folder_as_it_is_undoes_no_rollback(world):
+    """Whoever publishes another campaign, or starts the engine, does not bring back what somebody went back from."""
+    world.publish()
+    world.publish(WELCOME.replace("2d", "3d"))
+    third = WELCOME.replace("2d", "4d")
+    world.publish(third)
+    with world.engine.begin() as conn:
+        roll_back(conn, KEY)
+        roll_back(conn, KEY)
+    same = world.publish(third)
+    assert (same.what, same.number) == ("rolled back", 1)
+    assert world.publish(WELCOME.replace("2d", "5d")).number == 4
+    again = world.publish(third)  # the folder has changed since: now it is meant
+    assert (again.what, again.number) == ("changed", 3)
+    with world.engine.begin() as conn:
+        roll_back(conn, KEY, 1)
+        roll_back(conn, KEY, 3)
+    assert world.publish(third).what == "unchanged"
+
+
 def test_there_is_nothing_before_the_first_version(world):
     world.publish()
     with world.engine.begin() as conn, pytest.raises(InputError, match="nothing to go back to"):

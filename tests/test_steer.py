@@ -75,7 +75,7 @@ def put(engine, step, due):
 
 def test_publish_says_what_changes_and_a_dry_run_changes_nothing(shell, edit, engine):
     code, said, _ = shell("publish", "--dry-run")
-    assert code == 0 and "new        live      version 1" in said and "dry run" in said
+    assert code == 0 and "new          live      version 1" in said and "dry run" in said
     assert rows(engine, campaign.c.key) == []
     assert shell("publish")[0] == 0
     sign_up(engine, "acorn", "bolt")
@@ -176,6 +176,8 @@ def test_versions_diff_and_rollback(shell, edit, engine):
     code, said, _ = shell("rollback", KEY)
     assert code == 0 and "enter version 1 again, not 2" in said and "Undo: nurture rollback onboarding/welcome 2" in said
     assert shell("diff", KEY)[0] == 1
+    code, said, _ = shell("publish")
+    assert code == 0 and said.startswith("rolled back  live      version 1") and "gone back from" in said
     assert json.loads(shell("rollback", KEY, "2", "--json")[1])["version"] == 2
     for wrong in (["versions", "no/such"], ["rollback", KEY, "9"], ["diff", KEY, "9"], ["rollback", KEY, "2"], ["diff", "no/such"]):
         code, said, complaint = shell(*wrong)

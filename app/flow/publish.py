@@ -20,7 +20,7 @@ from sqlalchemy import Connection, func, select, text
 from app.db import LOCK_MIGRATION, insert_rows
 from app.errors import DefinitionError, NotFound
 from app.flow.check import Campaigns, Folder, read
-from app.models import campaign, campaign_version, lifecycle_version, template
+from app.models import campaign, campaign_version, lifecycle_version, setting, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
 from app.rules.conditions import ConditionError, Schema
 from app.rules.definition import Campaign
@@ -40,7 +40,10 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishing did for one campaign: `new`, `changed` or `unchanged`, and the version's number.
+    """What publishing did for one campaign: `new`, `changed`, `unchanged` or `rolled back`, and the version's number.
+
+    `rolled back` says that the folder still has the content that somebody went back from: it stays out of force until the folder changes
+    or somebody goes forward again (`flow.versions.roll_back`).
 
     `before` is the number of the version that new enrollments entered until now, `difference` what changes against it. `inside` says who
     stays on which older version: nobody is moved.
@@ -221,7 +224,11 @@ def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> P
             campaign_version.c.campaign_id == ident, campaign_version.c.hash == folder.hash
         )
     ).first()
+    if same is not None and current is not None and went_back_from(conn, folder.key) == folder.hash:
+        number = conn.execute(select(campaign_version.c.number).where(campaign_version.c.id == current)).scalar_one()
+        return Published(folder.key, "rolled back", number, mode, number)
     version_id, number = same if same is not None else _write_version(conn, folder, ident, now)
+    keep_back(conn, folder.key, None)
     conn.execute(campaign.update().where(campaign.c.id == ident).values(version_id=version_id, name=folder.campaign.name))
     if current is None:
         return Published(folder.key, "new", number, mode)
@@ -230,6 +237,19 @@ def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> P
     before = conn.execute(select(campaign_version.c.number, campaign_version.c.definition).where(campaign_version.c.id == current)).one()
     changes = difference(before.definition, folder.raw, changed_mails(conn, current, version_id))
     return Published(folder.key, "changed", number, mode, before.number, changes)
+
+
+def went_back_from(conn: Connection, key: str) -> str | None:
+    """The hash of the content that must not come into force by publishing it as it is, since somebody went back from it."""
+    return conn.execute(select(setting.c.value).where(setting.c.name == f"rolled_back:{key}")).scalar()
+
+
+def keep_back(conn: Connection, key: str, digest: str | None) -> None:
+    """Has publishing keep that content out of force; None lets it publish everything again."""
+    name = f"rolled_back:{key}"
+    conn.execute(setting.delete().where(setting.c.name == name))
+    if digest is not None:
+        conn.execute(setting.insert().values(name=name, value=digest))
 
 
 def changed_mails(conn: Connection, old: int, new: int) -> frozenset[str]:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 
 from app.errors import InputError, NotFound
 from app.flow.check import Folder
-from app.flow.publish import changed_mails, inside_older
+from app.flow.publish import changed_mails, inside_older, keep_back, went_back_from
 from app.flow.steering import find_campaign
 from app.models import campaign, campaign_version
 from app.rules import definition, triggers
@@ -55,11 +55,12 @@ def list_versions(conn: Connection, key: str) -> list[dict[str, Any]]:
 def roll_back(conn: Connection, key: str, number: int | None = None) -> RolledBack:
     """New enrollments enter version `number` from now on, or the one before the present one; nobody inside is moved.
 
-    The same with the number of before undoes it. Raises NotFound for a version that is not there, InputError for the present one.
+    What the folder says stays out of force until it changes: publishing it for another campaign's sake, or starting up, does not undo a
+    decision. The same with the number of before undoes it. Raises NotFound for a version that is not there, InputError for the present one.
     """
     row = find_campaign(conn, key, lock=True)
     found = conn.execute(
-        select(campaign_version.c.id, campaign_version.c.number, campaign_version.c.definition)
+        select(campaign_version.c.id, campaign_version.c.number, campaign_version.c.definition, campaign_version.c.hash)
         .where(campaign_version.c.campaign_id == row.id)
         .order_by(campaign_version.c.number)
     ).all()
@@ -74,6 +75,8 @@ def roll_back(conn: Connection, key: str, number: int | None = None) -> RolledBa
         raise InputError(f"new enrollments enter version {target.number} already")
     name = target.definition.get("name") or row.name
     conn.execute(campaign.update().where(campaign.c.id == row.id).values(version_id=target.id, name=name))
+    kept = went_back_from(conn, key) or present.hash
+    keep_back(conn, key, None if kept == target.hash else kept)
     inside = sum(one.count for one in inside_older(conn).get(key, ()))
     changes = difference(present.definition, target.definition, changed_mails(conn, present.id, target.id))
     return RolledBack(key, target.number, present.number, changes, inside)
