@@ -124,7 +124,7 @@ def test_new_enrollments_enter_another_version_and_back(staff, database_engine):
         select v.campaign_id, 2, 'second', v.definition, now() from campaign_version v join campaign k on k.id = v.campaign_id
         where k.key = :key returning id"""
     one(database_engine, copied, key=KEY)
-    assert "Enter this one" in page(staff).words
+    assert "Use: new enrollments enter version 2" in [attrs.get("aria-label") for attrs in page(staff).of("button")]
     answer = press(staff, "version", number="2", was="1")
     assert answer.status_code == 303
     said = Page(staff.get(answer.headers["Location"]).get_data(as_text=True)).words
