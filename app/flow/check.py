@@ -262,9 +262,11 @@ def _templates(
     root: Path, folder: Path, campaign: Campaign, schema: Schema, blocks: Mapping[str, str], places: _Places, problems: list[Problem]
 ) -> list[Template]:
     found = []
+    steps = {step.id: step for _, step in walk(campaign.steps)}
     for place, step in walk(campaign.steps):
         if not isinstance(step, EmailStep):
             continue
+        asked = steps.get(step.reminds, step) if step.reminds else step
         base = folder / step.email
         if not base.is_file():
             there = ", ".join(sorted(one.name for one in folder.glob("*.mjml"))) or "no .mjml file"
@@ -272,15 +274,16 @@ def _templates(
             continue
         for path in [base, *sorted(folder.glob(f"{base.stem}.*.mjml"))]:
             file = path.relative_to(root).as_posix()
+            locale = path.name[len(base.stem) + 1 : -len(".mjml")] if path != base else ""
             try:
                 source = path.read_text("utf-8")
                 compiled = compile_mail(
                     source,
-                    step.subject,
+                    step.subjects.get(locale, step.subject),
                     path=file,
                     blocks=blocks,
-                    survey=getattr(step, "survey", None),
-                    question=getattr(step, "question", None),
+                    survey=getattr(asked, "survey", None),
+                    question=getattr(asked, "question", None),
                 )
             except (OSError, UnicodeDecodeError) as error:
                 problems.append(Problem(file, 1, 1, "template", f"cannot be read: {error}"))
@@ -290,7 +293,6 @@ def _templates(
                 problems.extend(one for one in found_here if one not in problems)  # a block's problem shows in every mail with it
                 continue
             _check_reads(compiled, schema, file, problems)
-            locale = path.name[len(base.stem) + 1 : -len(".mjml")] if path != base else ""
             found.append(Template(step.id, locale, file, source, compiled))
     return found
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Connection, Row, select
 
@@ -23,13 +24,14 @@ from app.flow.outcome import Outcome
 from app.flow.reservations import Reserved
 from app.models import template
 from app.providers import Letter
-from app.rules import consent
+from app.rules import consent, steps
 from app.rules.book import Book, Node, Version
 from app.rules.capacity import Refusal
 from app.rules.conditions import values
 from app.rules.delivery import Ending, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
-from app.rules.lifecycle import TRANSACTIONAL
+from app.rules.identity import normalise
+from app.rules.lifecycle import TRANSACTIONAL, Sender
 
 VERSIONS_KEPT = 256
 LOOK_AGAIN = timedelta(minutes=15)
@@ -147,11 +149,12 @@ class Preparer:
     ) -> Prepared:
         compiled, key = self._template(row, contact.locale)
         lifecycle, links, message_id = book.lifecycle, self.links, row.id
-        sender = lifecycle.senders.get(version.campaign.sender) or lifecycle.senders["default"]
+        sender = mail_from(lifecycle.senders.get(version.campaign.sender) or lifecycle.senders["default"], account)
         scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
         kept = values(scope, compiled.reads, book.schema)
         transactional = row.topic == TRANSACTIONAL
         unsubscribe = links.unsubscribe(message_id)
+        asked = _asked(version, node, enrollment, row, contact)
         mail = self.composer.render(
             key,
             compiled,
@@ -162,7 +165,7 @@ class Preparer:
                 view=links.view(message_id),
                 pixel=None if (contact.person, "open_tracking") in facts.refused else links.open(message_id),
                 clicks=None if (contact.person, "click_tracking") in facts.refused else lambda number: links.click(message_id, number),
-                score=(lambda score: links.survey(message_id, score)) if node.kind == "survey" else None,
+                score=(lambda score: links.survey(asked, score)) if asked else None,
             ),
             facts.brand,
             _why(lifecycle.brand.name, account),
@@ -286,6 +289,32 @@ def _outcome(
     row: Row, state: str, reason: str, now: datetime, gate: str, evidence: Mapping | None = None, due_at: datetime | None = None
 ) -> Outcome:
     return Outcome(row, Ending(state, reason, due_at=due_at), now, gate=gate, evidence=evidence or {})
+
+
+def mail_from(sender: Sender, account: Account) -> Sender:
+    """Whom mail comes from: where the sender says so, the CSM who owns the account, who also gets the answers. Their own address is
+    used only at the sender's domain, for which the mail is signed (DMARC would fail for another)."""
+    if not sender.owner or not account.owner_email or normalise(account.owner_email) is None:
+        return sender
+    same = account.owner_email.rpartition("@")[2].lower() == sender.email.rpartition("@")[2].lower()
+    return sender.model_copy(
+        update={
+            "name": account.owner_name or sender.name,
+            "email": account.owner_email if same and account.owner_email.isascii() else sender.email,
+            "reply_to": account.owner_email,
+        }
+    )
+
+
+def _asked(version: Version, node: Node, enrollment: Enrollment, row: Row, contact: Contact) -> UUID | None:
+    """The message whose question the mail's score buttons answer: its own, or the one that it reminds of."""
+    if node.kind == "survey":
+        return row.id
+    original = version.nodes.get(getattr(node.step, "reminds", None) or "")
+    if original is None or original.kind != "survey":
+        return None
+    occurrence = enrollment.position.get("got", {}).get(original.id, {}).get(contact.key, 1)
+    return steps.message_id(row.enrollment_id, original.id, occurrence, contact.key)
 
 
 def _why(brand: str, account: Account) -> str:

@@ -83,7 +83,6 @@ SENTENCES: dict[str, str] = {
     "timed_out": "What the step waited for did not come in time.",
     "moment_missing": "The date to wait for was never set.",
     "moment_passed": "The date to wait for had already passed.",
-    "moved": "It was moved to another version of the campaign.",
     "went_live": "The campaign went live, which ends what ran in shadow.",
     "shadow_ended": "The campaign went back to draft, which ends what ran in shadow.",
     "archived": "The campaign was archived, and everybody inside taken out.",
