@@ -241,7 +241,7 @@ def test_only_versions_that_somebody_is_inside_of_are_compiled(world, database):
             assert sorted(one.number for one in wider.versions.values()) == [1, 6]
             assert including(conn, wider, [first]) is wider and book(conn) is wider
         world.place("pause", at("1d"))
-        assert run(fresh, at("1d")) == 1
+        run(fresh, at("1d"))
         assert world.rows(message.c.step_id) == [("tips",)]
     finally:
         fresh.dispose()

@@ -26,7 +26,7 @@ from app.rules import journey
 from app.rules.book import Book
 from app.rules.facts import Account, Contact, Event, Occurrence, Timer
 from app.rules.identity import contact_values
-from app.rules.moving import STEERED
+from app.rules.journey import STEERED
 
 log = logging.getLogger("nurture.advance")
 

@@ -259,6 +259,7 @@ def _write_enrollments(conn: Connection, batch: Batch, ids: Mapping[str, int], c
     for key, one in batch.enrollments.values():
         moving = {
             "id": one.id,
+            "version_id": one.version,
             "state": one.state,
             "step_id": one.step,
             "occurrence": one.occurrence,
@@ -275,7 +276,6 @@ def _write_enrollments(conn: Connection, batch: Batch, ids: Mapping[str, int], c
             moving
             | {
                 "campaign_id": batch.book.standings[one.campaign].id,
-                "version_id": one.version,
                 "account_id": ids[key],
                 "contact_id": contacts[one.contact] if one.contact else None,
                 "partition": batch.partition,

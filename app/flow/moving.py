@@ -19,8 +19,9 @@ from app.flow.steering import being_steered, find_campaign, steer
 from app.models import installation
 from app.rules import journey
 from app.rules.book import Book, Version
-from app.rules.facts import Account, Event, Reaction
-from app.rules.moving import STEERED, Target, plan
+from app.rules.facts import Account, Event, Reaction, Timer
+from app.rules.journey import STEERED
+from app.rules.moving import Target, plan
 
 AT_ONCE = 1000  # accounts that are loaded together
 
@@ -128,7 +129,10 @@ def _reactions(
             for row, target in moves:
                 said = {"enrollment": str(row.id), "action": "move", "version": new.id, "step": target.step, "from": row.step}
                 event = Event(STEERED, {**said, "reason": "moved"}, now, now, f"move:{row.id}", contact=row.contact)
-                yield row, journey.react(known, accounts[key], event)
+                moved = journey.react(known, accounts[key], event)
+                yield row, moved
+                if any(one.id == row.id and one.due_at is not None and one.due_at <= now for one in moved.account.enrollments):
+                    yield row, journey.react(known, moved.account, Timer(now, row.id))
 
 
 def _by_account(wanted: Sequence[tuple[Row, Target]]) -> Iterator[Mapping[str, list[tuple[Row, Target]]]]:

@@ -20,8 +20,8 @@ from app.flow import outcome
 from app.flow.ingest import Own, raise_own
 from app.flow.publish import book, including
 from app.models import campaign, installation
+from app.rules.journey import STEERED
 from app.rules.modes import OVERDUE, check_change
-from app.rules.moving import STEERED
 
 RAISED_AT_ONCE = 10_000
 

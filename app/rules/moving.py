@@ -17,7 +17,6 @@ from app.rules.definition import kind_of, walk
 from app.rules.timing import at_wall_clock, days_later
 
 _SETTING_LENGTH = 60
-STEERED = "nurture.enrollment_steered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def plan(old: Version, new: Version, step: str | None) -> Target:
     return Target("go", found) if found else Target("exit", None)
 
 
-def due_again(before: Node, after: Node, due_at: datetime, now: datetime, where: ZoneInfo) -> datetime | None:
+def due_again(before: Node, after: Node, due_at: datetime, where: ZoneInfo) -> datetime | None:
     """When the wait that would have ended at `due_at` ends by the new words of the step; in the past where it is over already.
 
     None where that does not follow from the old end: then the step begins anew. Steps that do not wait by a span of their own keep

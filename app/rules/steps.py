@@ -13,6 +13,7 @@ from app.rules.conditions import value_of, values
 from app.rules.definition import MAIL_KINDS
 from app.rules.facts import Account, Contact, Enrollment, Event, Milestone, NewEffect, NewMessage, hash_id, hash_share
 from app.rules.lifecycle import TRANSACTIONAL
+from app.rules.moving import due_again, plan
 from app.rules.timing import at_wall_clock, days_later, next_open, zone_for
 from app.rules.turn import Turn
 
@@ -102,7 +103,7 @@ def steer(turn: Turn, enrollment: Enrollment, event: Event) -> None:
     if action == "exit":
         turn.end(enrollment, "exited", reason)
     elif action == "move":
-        move(turn, enrollment, event.properties.get("version"), event.properties.get("step"), reason)
+        move(turn, enrollment, event, reason)
     elif action == "go" and node is not None and node.kind in ("wait", "wait_for"):
         turn.decide("enrollment", "yes", reason, enrollment=enrollment, step=node.id)
         go(turn, enrollment, node.next)
@@ -124,30 +125,49 @@ def skip(turn: Turn, enrollment: Enrollment, node: Node, reason: str) -> None:
         go(turn, enrollment, node.next)
 
 
-def move(turn: Turn, enrollment: Enrollment, version_id: Any, step: Any, reason: str) -> None:
-    """Goes on in another version: at the same step it keeps waiting, with its time as that version has it; another step is done now."""
+def move(turn: Turn, enrollment: Enrollment, event: Event, reason: str) -> None:
+    """Goes on in another version: at the same step it keeps waiting, with its time as that version has it; another step is done now.
+
+    The event names the step that was planned, and the one that the enrollment was at then (`from`). Whoever has gone on meanwhile is
+    planned anew, so that nothing is done twice.
+    """
+    version_id, step, planned_at = (event.properties.get(name) for name in ("version", "step", "from"))
     new = turn.book.versions.get(version_id) if isinstance(version_id, int) else None
-    if new is None or new.key != enrollment.campaign or (step is not None and step not in new.nodes):
+    if new is None or new.key != enrollment.campaign or not (step is None or (isinstance(step, str) and step in new.nodes)):
         evidence = {"version": str(version_id)[:50], "step": str(step)[:70]}
         turn.decide("enrollment", "no", "cannot_steer", enrollment=enrollment, evidence=evidence)
         return
     before, old = turn.node(enrollment), turn.book.versions[enrollment.version]
-    turn.decide("enrollment", "yes", reason, enrollment=enrollment, evidence={"from": old.number, "to": new.number, "step": step})
-    moved = replace(enrollment, version=new.id)
+    if planned_at is not None and planned_at != enrollment.step:
+        step = plan(old, new, enrollment.step).step
     after = new.nodes.get(step or "")
+    stays = before is not None and after is not None and (before.id, before.kind) == (after.id, after.kind)
+    if stays and old.id == new.id:
+        return  # moved already
+    turn.decide("enrollment", "yes", reason, enrollment=enrollment, evidence={"from": old.number, "to": new.number, "step": step})
+    moved = turn.put(replace(enrollment, version=new.id))
     if after is None:
-        turn.end(turn.put(moved), "exited", reason)
-    elif before is not None and before.id == after.id and before.kind == after.kind:
-        turn.put(replace(moved, due_at=moved.due_at and moved.due_at + span_of(after) - span_of(before)))
+        turn.end(moved, "exited", reason)
+    elif stays:
+        keep_waiting(turn, moved, before, after)
     else:
-        go(turn, turn.put(moved), after.id)
+        go(turn, moved, after.id)
 
 
-def span_of(node: Node) -> timedelta:
-    """How long the step waits, where that is a plain duration."""
-    if node.kind == "wait":
-        return node.step.wait.span or timedelta(0)
-    return node.step.wait_for.timeout if node.kind == "wait_for" else timedelta(0)
+def keep_waiting(turn: Turn, enrollment: Enrollment, before: Node, after: Node) -> None:
+    """The same step in the words of another version: what is overdue by these goes on now, what it waits for may hold already."""
+    if after.kind == "wait_for" and after.event is None and state_holds(turn, after):
+        passes(turn, enrollment, after, {"state": "reached already"})
+        return
+    if enrollment.due_at is None:
+        return
+    contact = turn.account.contacts.get(enrollment.contact or enrollment.entry.get("contact") or "")
+    where, _ = zone_for(turn.account, contact, turn.book.lifecycle.timezone)
+    due = due_again(before, after, enrollment.due_at, where)
+    if due is None:
+        run(turn, turn.put(replace(enrollment, due_at=None)))
+    elif due != enrollment.due_at:
+        turn.put(replace(enrollment, due_at=max(due, turn.now)))
 
 
 def passes(turn: Turn, enrollment: Enrollment, node: Node, evidence: dict[str, Any]) -> None:
