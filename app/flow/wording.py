@@ -57,7 +57,7 @@ def payload(effect: NewEffect, account: Account, campaign: str) -> dict[str, Any
     data = {name: fill(value, effect.values) if isinstance(value, str) else value for name, value in effect.spec["data"].items()}
     return {
         "to": effect.spec["to"],
-        "body": {"type": "nurture.step", "timestamp": effect.created_at.isoformat(), "data": {**about, **data}},
+        "body": {"type": "campaign.step", "timestamp": effect.created_at.isoformat(), "data": {**about, **data}},
     }
 
 

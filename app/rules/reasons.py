@@ -77,7 +77,7 @@ SENTENCES: dict[str, str] = {
     "set_made": "The traits were set.",
     "nobody_to_remind": "Everybody who got the mail has answered or clicked, or is not a member any more.",
     "steered": "An operator decided it.",
-    "moved": "It was moved to another version.",
+    "moved": "It was moved to another version of the campaign.",
     "cannot_steer": "What an operator asked for does not fit where it is.",
     "event_came": "What the step waited for came.",
     "timed_out": "What the step waited for did not come in time.",
