@@ -168,7 +168,7 @@ class Preparer:
                 score=(lambda score: links.survey(asked, score)) if asked else None,
             ),
             facts.brand,
-            _why(lifecycle.brand.name, account),
+            why(lifecycle.brand.name, account),
         )
         address = mime.address(sender.email, "From")
         domain = address.rpartition("@")[2]
@@ -193,7 +193,7 @@ class Preparer:
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
         """The step's template in the contact's language, or in the default one."""
         found = self._templates[row.version_id]
-        for name in _locales(locale):
+        for name in locales(locale):
             if compiled := found.get((row.step_id, name)):
                 return compiled, (row.version_id, row.step_id, name)
         raise RenderSkip("bad_template", {"problems": [f"step {row.step_id} has no template"]})
@@ -317,13 +317,13 @@ def _asked(version: Version, node: Node, enrollment: Enrollment, row: Row, conta
     return steps.message_id(row.enrollment_id, original.id, occurrence, contact.key)
 
 
-def _why(brand: str, account: Account) -> str:
+def why(brand: str, account: Account) -> str:
     return (
         f"You get this email because you use {brand} at {account.name}." if account.name else f"You get this email because you use {brand}."
     )
 
 
-def _locales(locale: str | None) -> Iterable[str]:
+def locales(locale: str | None) -> Iterable[str]:
     """The languages to look for, best first: de-AT, de, the default."""
     if locale:
         name = locale.replace("_", "-")

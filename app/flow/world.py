@@ -1,0 +1,856 @@
+"""The engine in memory: the same rules over the same occurrences, without a database and on any clock (invariant 10).
+
+Simulation, campaign tests and explanation run in a World. It keeps what `flow.states` would load and does around the rules what
+`flow.advance`, `flow.consequences`, `flow.prepare`, `flow.claims` and `flow.outcome` do; what is decided, `rules.journey.react`,
+`rules.consent.gate` and `rules.delivery.ending` decide. Nothing is ever sent, and no clock is read.
+
+Occurrences go in the order of their times: at one instant first what changes around the accounts (holds, suppressions), then events
+in their sequence, then timers, then the mail that is due. With `every` the engine looks only at whole multiples of it (since the
+epoch), as a live engine does whose ticks are that far apart: everything up to the tick, by what holds at the tick.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from heapq import heappop, heappush
+from typing import Any, Protocol
+from uuid import UUID
+
+from app.errors import RenderSkip, SendError
+from app.flow.check import Campaigns
+from app.flow.compose import Addresses, Compiled, Composer, Mail
+from app.flow.prepare import LOOK_AGAIN, locales, why
+from app.flow.respond import clean
+from app.flow.states import USAGE_KEPT
+from app.flow.track import SETTLES_AFTER
+from app.rules import consent, journey
+from app.rules.book import Book, Node, Standing, Version, build_book, compile_version
+from app.rules.conditions import values
+from app.rules.delivery import ending
+from app.rules.facts import EMPTY, Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Reaction, Scope, Timer, Usage
+from app.rules.identity import contact_values
+from app.rules.lifecycle import TRANSACTIONAL
+from app.rules.triggers import SCALES
+
+OWN_SOURCE = 0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+PAST_KEPT = 64  # ends of enrollments, before those that a later one makes superfluous are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """One event as it reached the inbox. `source` is who posted it, 0 for the engine's own events that are facts here, such as
+    `nurture.health_changed`; the same (source, message_id) is one event (invariant 1). Times are aware UTC."""
+
+    message_id: str
+    kind: str
+    name: str
+    account: str | None
+    contact: str | None
+    properties: Mapping[str, Any]
+    occurred_at: datetime
+    received_at: datetime
+    source: int = 1
+    mark: str | None = None
+
+
+@dataclass(slots=True)
+class Letter:
+    """One message of the world. `id` is the one that a live run gives it.
+
+    `outcome` is due, sent, skipped, unknown, ghosted or shadow; `reason`, `gate` and `evidence` say why it waits or was skipped.
+    `address` and `person` are the contact's when it was written, then those it went to. `mail` is what `compose` made of it.
+    """
+
+    id: UUID
+    account: str
+    contact: str
+    address: str | None
+    person: str | None
+    enrollment: UUID
+    campaign: str
+    version: int
+    step: str
+    occurrence: int
+    kind: str
+    topic: str
+    priority: int
+    created_at: datetime
+    due_at: datetime
+    expires_at: datetime
+    outcome: str = "due"
+    reason: str | None = None
+    gate: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    settled_at: datetime | None = None
+    subject: str | None = None
+    shadow: bool = False
+    attempts: int = 0
+    mail: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a recipient does with a letter.
+
+    `kind` is clicked (`link`, `url` and `label` say on what), answered (`score`, `comment`), unsubscribed (`scope` is a topic or `all`,
+    by default the letter's topic) or complained. A click is judged human here; the event follows when a live one would be judged.
+    """
+
+    kind: str
+    score: int | None = None
+    comment: str | None = None
+    scope: str | None = None
+    link: int = 0
+    url: str | None = None
+    label: str | None = None
+
+
+class Feedback(Protocol):
+    """How relay and recipients answer."""
+
+    def outcome(self, letter: Letter) -> str:
+        """What the relay says: sent, rejected (no such recipient), refused (for good, but not for the recipient), deferred, unknown."""
+
+    def after(self, letter: Letter) -> Iterable[tuple[timedelta | datetime, Reply]]:
+        """What follows once the letter is sent or unknown: each with its moment, or how long after the sending."""
+
+
+Compose = Callable[[Letter, Version, Node, Scope], Mail]
+
+# What a live relay would have replied.
+_REPLIES: Mapping[str, tuple[str, str, str, int | None]] = {
+    "rejected": ("perm", "rcpt", "5.1.1 no such user", 550),
+    "refused": ("perm", "dot", "5.7.1 refused", 554),
+    "deferred": ("temp", "dot", "4.3.0 later", 451),
+    "unknown": ("unknown", "dot", "no answer", None),
+}
+
+
+class World:
+    """Any number of accounts, what happens to them, and what the engine makes of it.
+
+    `feedback` None has every letter sent and nobody answer. `compose` writes the mail and may raise RenderSkip; None writes nothing.
+    `every` is how far apart the moments are at which the engine looks; None has it look at once.
+
+    Read what came of it from `letters`, `effects`, `decisions` and `derived` (each with the account it is about), `enrollments` (by id:
+    account and latest state), `stages` (account, stage, when, why) and `accounts`. Belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        *,
+        feedback: Feedback | None = None,
+        compose: Compose | None = None,
+        every: timedelta | None = None,
+    ):
+        self.book = book
+        self.feedback, self.compose, self.every = feedback, compose, every
+        self.now: datetime | None = None  # of the latest look
+        self.letters: list[Letter] = []
+        self.effects: list[tuple[str, NewEffect]] = []
+        self.decisions: list[tuple[str | None, Decision]] = []
+        self.derived: list[tuple[str, Event]] = []
+        self.enrollments: dict[UUID, tuple[str, Enrollment]] = {}
+        self.stages: list[tuple[str, str, datetime, str]] = []
+        self._homes: dict[str, _Home] = {}
+        self._contacts: dict[str, Contact] = {}  # as strangers: without roles and membership
+        self._members: dict[str, dict[str, None]] = defaultdict(dict)  # contact → accounts
+        self._persons: dict[str, dict[str, None]] = defaultdict(dict)  # person → contacts
+        self._closed: dict[str, frozenset[str]] = {}  # person → scopes
+        self._holds: dict[tuple[str | None, str | None], list[_Hold]] = defaultdict(list)  # by account or contact
+        self._aliases: dict[str, str] = {}
+        self._seen: dict[str, int] = {}  # contact → day
+        self._asked: dict[str, datetime] = {}  # contact → latest survey
+        self._answers: dict[UUID, tuple[int, str | None, int]] = {}
+        self._known: set[tuple[int, str]] = set()
+        self._by_id: dict[UUID, Letter] = {}
+        self._effect_ids: set[UUID] = set()
+        self._inbox: list[tuple[datetime, int, Posted]] = []  # the next one last
+        self._sorted = True
+        self._agenda: list[tuple] = []  # a heap: own events and timers
+        self._outgoing: list[tuple] = []  # a heap: letters that are due
+        self._changes: list[tuple] = []  # a heap: what happens around the accounts
+        self._due: dict[UUID, datetime] = {}
+        self._frozen: list[tuple] = []  # timers of paused campaigns
+        self._count = 0
+        self._rows = 0
+
+    # What happens to it -----------------------------------------------------------------------------------------------
+
+    def post(self, events: Iterable[Posted]) -> None:
+        """Events for the inbox, those known already excepted. What is received before the latest look is taken at the next."""
+        for one in events:
+            if (one.source, one.message_id) not in self._known:
+                self._known.add((one.source, one.message_id))
+                self._inbox.append((one.received_at, self._next(), one))
+                self._sorted = False
+
+    def hold(
+        self,
+        *,
+        account: str | None = None,
+        contact: str | None = None,
+        reason: str,
+        since: datetime,
+        until: datetime | None = None,
+        released: datetime | None = None,
+    ) -> None:
+        """Holds the account or the contact; `released` is when somebody ended it, which frees waiting mail at once."""
+        held = _Hold(account, contact, reason)
+        self._change(since, self._held, held, True)
+        if until is not None:
+            self._change(until, self._held, held, False)
+        if released is not None and (until is None or released < until):
+            self._change(released, self._released, held)
+
+    def suppress(self, person: str, scope: str, at: datetime) -> None:
+        """Closes `scope` (a topic, `all`, `bounced`, `complained`, `manual`) for the person from `at` on."""
+        self._change(at, self._suppressed, person, scope, True)
+
+    def lift(self, person: str, scope: str, at: datetime) -> None:
+        """Opens the scope again."""
+        self._change(at, self._suppressed, person, scope, False)
+
+    def set_book(self, book: Book) -> None:
+        """What is in force from now on. Versions that `book` does not know are kept for those inside them (invariant 7)."""
+        self.book = replace(book, versions={**self.book.versions, **book.versions})
+        for home in self._homes.values():
+            home.stale = True
+        for entry in self._frozen:
+            heappush(self._agenda, entry)
+        self._frozen.clear()
+
+    # What comes of it -------------------------------------------------------------------------------------------------
+
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """Every account by external id, as it is now."""
+        return {key: self._whole(home) for key, home in self._homes.items()}
+
+    def account(self, key: str) -> Account | None:
+        """One account, as it is now."""
+        home = self._homes.get(key)
+        return self._whole(home) if home else None
+
+    # The run ----------------------------------------------------------------------------------------------------------
+
+    def run(self, until: datetime) -> None:
+        """Goes on until nothing is left up to and including `until`. May be called again with a later time, and the same time changes
+        nothing."""
+        if self.every is None:
+            while (at := self._next_at()) is not None and at <= until:
+                self._look(at)
+        else:
+            while (at := self._next_at()) is not None:
+                tick = max(self._tick(at), self._tick(self.now) if self.now else EPOCH)
+                if tick > until:
+                    break
+                self._look(tick)
+
+    def _look(self, now: datetime) -> None:
+        """Everything up to `now`, by what holds then."""
+        self.now = now
+        while self._changes and self._changes[0][0] <= now:
+            at, _, change, arguments = heappop(self._changes)
+            change(at, *arguments)
+        while True:
+            for occurrence in self._occurrences(now):
+                if isinstance(occurrence, Posted):
+                    self._take_event(occurrence)
+                else:
+                    self._take_timer(*occurrence)
+            if not self._outgoing or self._outgoing[0][0] > now:
+                return
+            self._deliver(now)
+
+    def _occurrences(self, now: datetime) -> Iterator[Posted | tuple[str, Timer]]:
+        while True:
+            if not self._sorted:
+                self._inbox.sort(key=lambda one: one[:2], reverse=True)
+                self._sorted = True
+            inbox, agenda = self._inbox, self._agenda
+            if inbox and (not agenda or (inbox[-1][0], 0, inbox[-1][1]) < agenda[0][:3]):
+                if inbox[-1][0] > now:
+                    return
+                yield inbox.pop()[2]
+            elif agenda and agenda[0][0] <= now:
+                entry = heappop(agenda)
+                if entry[1] == 0:
+                    yield entry[3]
+                elif (timer := self._timer(entry)) is not None:
+                    yield timer
+            else:
+                return
+
+    def _timer(self, entry: tuple) -> tuple[str, Timer] | None:
+        """The timer, unless another has taken its place, or its campaign is paused."""
+        at, _, of_account, ident, key = entry
+        if of_account:
+            home = self._homes[key]
+            return (key, Timer(at, None)) if home.account.due_at == at else None
+        if self._due.get(ident) != at:
+            return None
+        standing = self.book.standings.get(self.enrollments[ident][1].campaign)
+        if standing is not None and standing.mode == "paused":
+            self._frozen.append(entry)
+            return None
+        return key, Timer(at, ident)
+
+    def _next_at(self) -> datetime | None:
+        if not self._sorted:
+            self._inbox.sort(key=lambda one: one[:2], reverse=True)
+            self._sorted = True
+        heads = [heap[0][0] for heap in (self._agenda, self._outgoing, self._changes) if heap]
+        if self._inbox:
+            heads.append(self._inbox[-1][0])
+        at = min(heads, default=None)
+        return at if at is None or self.now is None else max(at, self.now)
+
+    def _tick(self, at: datetime) -> datetime:
+        return EPOCH - (EPOCH - at) // self.every * self.every
+
+    # Occurrences ------------------------------------------------------------------------------------------------------
+
+    def _take_event(self, one: Posted) -> None:
+        contact = self._aliases.get(one.contact, one.contact) if one.contact else one.contact
+        event = Event(
+            one.name, one.properties, one.occurred_at, one.received_at, one.message_id, one.kind, contact, one.mark, source=one.source
+        )
+        speaks = one.kind in ("identify", "group") and contact is not None
+        if speaks and contact not in self._contacts:
+            self._contacts[contact] = Contact(contact, self._row())
+        key = one.account
+        if key is None:
+            accounts = self._members.get(contact or "", ())
+            if len(accounts) == 1:
+                key = next(iter(accounts))
+            else:
+                self._alone(event, len(accounts))
+        if key is not None:
+            home = self._homes.get(key) or self._make(key, event.received_at)
+            self._react(home, event, self._contacts[contact] if speaks else None)
+            if one.kind == "track" and contact is not None and one.mark is None:
+                self._saw(contact, event.occurred_at)
+        if one.kind == "alias":
+            self._join(str(one.properties.get("previous_id") or ""), contact)
+
+    def _take_timer(self, key: str, timer: Timer) -> None:
+        self._react(self._homes[key], timer, None)
+
+    def _react(self, home: _Home, occurrence: Event | Timer, stranger: Contact | None) -> None:
+        book = self.book
+        if stranger is None and not journey.needs(book, home.account, occurrence):
+            bare = home.bare or home.strip()
+            reaction = journey.react(book, bare, occurrence)
+            if reaction.account is bare and not (reaction.enrollments or reaction.decisions or reaction.derived or reaction.stages):
+                if reaction.usage:
+                    self._use(home, occurrence, reaction)
+                return
+            # Something follows after all, and may be decided only by everything that is known.
+        before = self._whole(home)
+        if stranger is not None and stranger.key not in before.contacts:
+            before = replace(before, contacts={**before.contacts, stranger.key: stranger})
+        self._take(home, before, occurrence, journey.react(book, before, occurrence))
+
+    def _take(self, home: _Home, before: Account, occurrence: Event | Timer, reaction: Reaction) -> None:
+        key, after = home.key, reaction.account
+        if len(after.past) > PAST_KEPT:
+            latest = {(one.campaign, one.contact, one.shadow): one for one in sorted(after.past, key=lambda one: one.ended_at)}
+            after = replace(after, past=tuple(latest.values()))
+        home.set(after)
+        if reaction.usage:
+            self._use(home, occurrence, reaction)
+        if after.contacts is not before.contacts:
+            for one in after.contacts.values():
+                if before.contacts.get(one.key) is not one:
+                    self._learnt(key, one)
+        for one in reaction.enrollments:
+            self.enrollments[one.id] = (key, one)
+            if one.due_at is None:
+                self._due.pop(one.id, None)
+            elif self._due.get(one.id) != one.due_at:
+                self._due[one.id] = one.due_at
+                heappush(self._agenda, (one.due_at, 1, 0, one.id, key))
+        if after.due_at is not None and after.due_at != home.due_at:
+            heappush(self._agenda, (after.due_at, 1, 1, key, key))
+        home.due_at = after.due_at
+        for one in reaction.messages:
+            self._write(key, one)
+        for one in reaction.effects:
+            if one.id not in self._effect_ids:
+                self._effect_ids.add(one.id)
+                self.effects.append((key, one))
+        self.decisions += [(key, one) for one in reaction.decisions]
+        self.derived += [(key, one) for one in reaction.derived]
+        self.stages += [(key, *one) for one in reaction.stages]
+
+    def _alone(self, event: Event, memberships: int) -> None:
+        """An event of a contact that belongs to no account, or to several, and does not say which."""
+        if event.kind == "identify":
+            self._changed(contact_values(self._contacts[event.contact], event))
+        elif event.kind == "track":
+            evidence = {"event": event.name, "message_id": event.message_id, "contact": event.contact, "memberships": memberships}
+            said = Decision("trigger", "no", "account_ambiguous", event.at, contact=event.contact, evidence=evidence)
+            self.decisions.append((None, said))
+
+    # Accounts and people ----------------------------------------------------------------------------------------------
+
+    def _make(self, key: str, at: datetime) -> _Home:
+        home = self._homes[key] = _Home(key, Account(key, self._row(), created_at=at))
+        if (held := self._held_by(key, None)) is not None:
+            home.set(replace(home.account, held=held))
+        return home
+
+    def _whole(self, home: _Home) -> Account:
+        """The account with its usage as it is now."""
+        if home.stale:
+            since = ((self.now or EPOCH).date() - USAGE_KEPT).toordinal() if self.now else 0
+            home.refresh(self.book.lifecycle.usage, since)
+        return home.account
+
+    def _use(self, home: _Home, occurrence: Event, reaction: Reaction) -> None:
+        at = occurrence.occurred_at
+        day = at.astimezone(UTC).toordinal()
+        for metric in reaction.usage:
+            spec = self.book.lifecycle.usage.get(metric)
+            home.count(metric, day, at, occurrence.contact if spec is not None and spec.contacts else None)
+
+    def _saw(self, contact: str, at: datetime) -> None:
+        """When a contact was last seen is kept to the day."""
+        known = self._contacts.get(contact)
+        day = at.toordinal()
+        if known is None or self._seen.get(contact, 0) >= day:
+            return
+        self._seen[contact] = day
+        if known.last_seen_at is None or known.last_seen_at.toordinal() < day:
+            self._changed(replace(known, last_seen_at=at))
+
+    def _learnt(self, account: str, one: Contact) -> None:
+        """A contact that an account has told of: known so to all accounts it belongs to."""
+        if one.joined_at is not None:
+            self._members[one.key][account] = None
+        self._changed(replace(one, roles=frozenset(), joined_at=None))
+
+    def _changed(self, stranger: Contact) -> None:
+        key = stranger.key
+        former = self._contacts.get(key)
+        if former is not None and former.person != stranger.person and former.person:
+            self._persons[former.person].pop(key, None)
+        if stranger.person:
+            self._persons[stranger.person][key] = None
+        closed = self._closed.get(stranger.person or "", frozenset())
+        held = self._held_by(None, key)
+        if stranger.suppressed != closed or stranger.held != held:
+            stranger = replace(stranger, suppressed=closed, held=held)
+        self._contacts[key] = stranger
+        for account in self._members.get(key, ()):
+            home = self._homes[account]
+            known = home.account.contacts.get(key)
+            if known is not None:
+                fresh = replace(stranger, roles=known.roles, joined_at=known.joined_at)
+                if fresh != known:
+                    home.set(replace(home.account, contacts={**home.account.contacts, key: fresh}))
+
+    def _join(self, previous: str, contact: str | None) -> None:
+        """A contact known by its former id only takes the new one; where both are contacts, later events of the former id are the new
+        one's."""
+        if not previous or contact is None or previous == contact:
+            return
+        self._aliases.setdefault(previous, contact)
+        if previous not in self._contacts or contact in self._contacts:
+            return
+        stranger = replace(self._contacts.pop(previous), key=contact)
+        self._contacts[contact] = stranger
+        if stranger.person:
+            self._persons[stranger.person].pop(previous, None)
+            self._persons[stranger.person][contact] = None
+        for kept in (self._members, self._seen, self._asked):
+            if previous in kept:
+                kept[contact] = kept.pop(previous)
+        for account in self._members.get(contact, ()):
+            home = self._homes[account]
+            home.rename(previous, contact)
+            self.enrollments.update((one.id, (account, one)) for one in home.account.enrollments)
+        for letter in self.letters:
+            if letter.contact == previous:
+                letter.contact = contact
+
+    # Holds and suppressions -------------------------------------------------------------------------------------------
+
+    def _change(self, at: datetime, change: Callable, *arguments: Any) -> None:
+        heappush(self._changes, (at, self._next(), change, arguments))
+
+    def _held(self, at: datetime, held: _Hold, holds: bool) -> None:
+        standing = self._holds[held.account, held.contact]
+        if holds:
+            standing.append(held)
+        elif held in standing:
+            standing.remove(held)
+        if held.account is not None and (home := self._homes.get(held.account)):
+            home.set(replace(home.account, held=self._held_by(held.account, None)))
+        elif held.contact is not None and held.contact in self._contacts:
+            self._changed(self._contacts[held.contact])
+
+    def _released(self, at: datetime, held: _Hold) -> None:
+        self._held(at, held, False)
+        for letter in self.letters:
+            mine = letter.account == held.account if held.account is not None else letter.contact == held.contact
+            if mine and letter.outcome == "due" and letter.reason == "held" and letter.due_at > at:
+                letter.due_at = at
+                self._put_out(letter)
+
+    def _held_by(self, account: str | None, contact: str | None) -> str | None:
+        standing = self._holds.get((account, contact))
+        return standing[0].reason if standing else None
+
+    def _suppressed(self, at: datetime, person: str, scope: str, closed: bool) -> None:
+        known = self._closed.get(person, frozenset())
+        self._closed[person] = known | {scope} if closed else known - {scope}
+        for contact in list(self._persons.get(person, ())):
+            self._changed(self._contacts[contact])
+
+    # Mail -------------------------------------------------------------------------------------------------------------
+
+    def _write(self, key: str, new: NewMessage) -> None:
+        if new.id in self._by_id:
+            return
+        contact = self._homes[key].account.contacts.get(new.contact)
+        letter = self._by_id[new.id] = Letter(
+            id=new.id,
+            account=key,
+            contact=new.contact,
+            address=contact.address if contact else None,
+            person=contact.person if contact else None,
+            enrollment=new.enrollment,
+            campaign=new.campaign,
+            version=new.version,
+            step=new.step,
+            occurrence=new.occurrence,
+            kind=new.kind,
+            topic=new.topic,
+            priority=new.priority,
+            created_at=new.created_at,
+            due_at=new.due_at,
+            expires_at=new.expires_at,
+            outcome=new.state,
+            shadow=self.enrollments[new.enrollment][1].shadow,
+        )
+        self.letters.append(letter)
+        if new.state == "due":
+            self._put_out(letter)
+
+    def _put_out(self, letter: Letter) -> None:
+        heappush(self._outgoing, (letter.due_at, letter.id, letter))
+
+    def _deliver(self, now: datetime) -> None:
+        due: dict[UUID, Letter] = {}
+        while self._outgoing and self._outgoing[0][0] <= now:
+            at, ident, letter = heappop(self._outgoing)
+            if letter.outcome == "due" and letter.due_at == at:
+                due[ident] = letter
+        for letter in sorted(due.values(), key=lambda one: (-one.priority, one.due_at, one.id)):
+            self._send(letter, now)
+
+    def _send(self, letter: Letter, now: datetime) -> None:
+        if letter.expires_at <= now:
+            self._settle(letter, "skipped", "expired", now, "send", {"expires_at": letter.expires_at.isoformat()})
+            return
+        _, enrollment = self.enrollments[letter.enrollment]
+        if enrollment.state != "active":
+            self._settle(letter, "skipped", "enrollment_ended", now, "enrollment")
+            return
+        account = self._whole(self._homes[letter.account])
+        version = self.book.versions[letter.version]
+        node = version.nodes[letter.step]
+        contact = account.contacts.get(letter.contact)
+        if contact is None:
+            self._settle(letter, "skipped", "not_a_member", now, "recipient")
+            return
+        shut = consent.gate(self.book, account, enrollment, version, node, contact, now, self._asked_at(contact.person))
+        if shut is not None:
+            self._shut(letter, shut, now)
+            return
+        letter.address, letter.person = contact.address, contact.person
+        if self.compose is not None:
+            scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
+            try:
+                letter.mail = self.compose(letter, version, node, scope)
+            except RenderSkip as skip:
+                self._settle(letter, "skipped", skip.reason, now, "render", skip.evidence)
+                return
+            letter.subject = letter.mail.subject
+        if enrollment.shadow:
+            self._settle(letter, "shadow", "shadow", now, "campaign")
+        elif enrollment.held_out:
+            self._settle(letter, "ghosted", "held_out", now, "holdout")
+        else:
+            self._hand_over(letter, node, now)
+
+    def _shut(self, letter: Letter, said: Decision, now: datetime) -> None:
+        """A gate's no skips the message, its not yet makes it due when it says, as long as that is before the message expires."""
+        if said.verdict == "no":
+            self._settle(letter, "skipped", said.reason, now, said.gate, said.evidence)
+            return
+        until = said.evidence.get("until")
+        again = datetime.fromisoformat(until) if until else now + LOOK_AGAIN
+        self._settle(letter, "due", said.reason, now, said.gate, said.evidence, min(max(again, now), letter.expires_at))
+
+    def _hand_over(self, letter: Letter, node: Node, now: datetime) -> None:
+        said = self.feedback.outcome(letter) if self.feedback is not None else "sent"
+        letter.attempts += 1
+        if said == "sent":
+            self._settle(letter, "sent", None, now)
+        else:
+            error = SendError(*_REPLIES[said])
+            end = ending(error, letter.id, letter.attempts, now, letter.expires_at)
+            reply = f"{error.code} {error.text}" if error.code else error.text
+            if end.suppress and letter.person:
+                self._suppressed(now, letter.person, "bounced", True)
+            self._settle(letter, end.state, end.reason, now, "send", {"reply": reply, "phase": error.phase}, end.due_at)
+        if letter.outcome in ("sent", "unknown") and self.feedback is not None:
+            for when, reply in self.feedback.after(letter):
+                moment = when if isinstance(when, datetime) else now + when
+                self._change(moment, self._replied, letter, node, reply)
+
+    def _settle(
+        self,
+        letter: Letter,
+        outcome: str,
+        reason: str | None,
+        now: datetime,
+        gate: str | None = None,
+        evidence: Mapping[str, Any] = EMPTY,
+        due_at: datetime | None = None,
+    ) -> None:
+        waits = outcome == "due"
+        if reason is not None and not (waits and reason == letter.reason):
+            self.decisions.append((letter.account, _said(letter, "wait" if waits else "no", reason, now, gate or "send", evidence)))
+        letter.outcome, letter.reason, letter.gate, letter.evidence = outcome, reason, gate, evidence
+        if waits:
+            letter.due_at = due_at or letter.due_at
+            self._put_out(letter)
+            return
+        letter.settled_at = now
+        if letter.kind == "survey" and outcome in ("sent", "unknown", "ghosted"):
+            self._asked[letter.contact] = now
+        properties = {
+            "message": str(letter.id),
+            "campaign": letter.campaign,
+            "step": letter.step,
+            "occurrence": letter.occurrence,
+            "enrollment": str(letter.enrollment),
+            "outcome": outcome,
+        }
+        self._raise("nurture.message_settled", f"settled:{letter.id}", properties, letter, now, now)
+
+    def _asked_at(self, person: str | None) -> datetime | None:
+        return max((self._asked[one] for one in self._persons.get(person or "", ()) if one in self._asked), default=None)
+
+    # Replies ----------------------------------------------------------------------------------------------------------
+
+    def _replied(self, at: datetime, letter: Letter, node: Node, reply: Reply) -> None:
+        if reply.kind == "clicked":
+            about = {"campaign": letter.campaign, "step": letter.step, "message": str(letter.id), "enrollment": str(letter.enrollment)}
+            properties = {**about, "link": reply.link, "url": reply.url, "label": reply.label}
+            judged = at + SETTLES_AFTER
+            judged = self._tick(judged) if self.every is not None else judged
+            self._raise("nurture.email_clicked", f"click:{letter.id}:{reply.link}", properties, letter, at, judged)
+        elif reply.kind == "answered":
+            self._answered(at, letter, node, reply)
+        elif reply.kind == "unsubscribed":
+            scope = reply.scope or letter.topic
+            if scope != TRANSACTIONAL:
+                for person in self._people(letter):
+                    self._suppressed(at, person, scope, True)
+        elif letter.person:
+            self._suppressed(at, letter.person, "complained", True)
+
+    def _answered(self, at: datetime, letter: Letter, node: Node, reply: Reply) -> None:
+        """The last answer before the survey closes counts; the same said again says nothing."""
+        survey, question = node.step.survey, node.step.question
+        low, high = SCALES[survey]
+        comment = clean(reply.comment)
+        previous, said, revision = self._answers.get(letter.id, (None, None, 0))
+        closed = at >= letter.settled_at + self.book.lifecycle.survey.closes_after
+        if closed or not low <= reply.score <= high or (revision and (previous, said) == (reply.score, comment)):
+            return
+        revision += 1
+        self._answers[letter.id] = (reply.score, comment, revision)
+        properties = {
+            "survey": survey,
+            "question": question,
+            "score": reply.score,
+            "comment": comment,
+            "campaign": letter.campaign,
+            "step": letter.step,
+            "message": str(letter.id),
+            "enrollment": str(letter.enrollment),
+            "revision": revision,
+            "previous": previous,
+        }
+        self._raise("nurture.survey_responded", f"response:{letter.id}:{question}:{revision}", properties, letter, at, at)
+
+    def _people(self, letter: Letter) -> Iterator[str]:
+        present = self._contacts.get(letter.contact)
+        yield from dict.fromkeys(one for one in (letter.person, present.person if present else None) if one)
+
+    def _raise(
+        self, name: str, message_id: str, properties: Mapping[str, Any], letter: Letter, occurred_at: datetime, received_at: datetime
+    ) -> None:
+        """An own event, once."""
+        if (OWN_SOURCE, message_id) in self._known:
+            return
+        self._known.add((OWN_SOURCE, message_id))
+        one = Posted(message_id, "track", name, letter.account, letter.contact, properties, occurred_at, received_at, OWN_SOURCE)
+        heappush(self._agenda, (received_at, 0, self._next(), one))
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _row(self) -> int:
+        self._rows += 1
+        return self._rows
+
+
+@dataclass(eq=False, slots=True)
+class _Hold:
+    account: str | None
+    contact: str | None
+    reason: str
+
+
+class _Home:
+    """One account: the facts as rules take them, and the usage as it is counted. `bare` is the account without what only decisions
+    need; `stale` says that the usage of `account` is older than the counts."""
+
+    __slots__ = ("account", "bare", "counts", "due_at", "key", "lasts", "people", "stale")
+
+    def __init__(self, key: str, account: Account):
+        self.key = key
+        self.account = account
+        self.bare: Account | None = None
+        self.stale = True
+        self.due_at: datetime | None = None
+        self.counts: dict[str, list[list[int]]] = {}  # by metric: [day, count], the newest last
+        self.lasts: dict[str, datetime] = {}
+        self.people: dict[str, dict[tuple[int, str], None]] = {}
+
+    def set(self, account: Account) -> None:
+        self.account = account
+        self.bare = None
+
+    def strip(self) -> Account:
+        self.bare = replace(self.account, contacts=EMPTY, usage=EMPTY, past=())
+        return self.bare
+
+    def count(self, metric: str, day: int, at: datetime, contact: str | None) -> None:
+        self.stale = True
+        days = self.counts.setdefault(metric, [])
+        if days and days[-1][0] == day:
+            days[-1][1] += 1
+        elif not days or days[-1][0] < day:
+            days.append([day, 1])
+        else:
+            place = bisect_left(days, [day])
+            if days[place][0] == day:
+                days[place][1] += 1
+            else:
+                days.insert(place, [day, 1])
+        if (last := self.lasts.get(metric)) is None or last < at:
+            self.lasts[metric] = at
+        if contact is not None:
+            self.people.setdefault(metric, {})[day, contact] = None
+
+    def refresh(self, metrics: Iterable[str], since: int) -> None:
+        usage = {}
+        for metric in metrics:
+            days = tuple((day, count) for day, count in reversed(self.counts.get(metric, ())) if day > since)
+            people = tuple(one for one in self.people.get(metric, ()) if one[0] > since)
+            usage[metric] = Usage(days, self.lasts[metric] if days else None, people)
+        self.account = replace(self.account, usage=usage)
+        self.stale = False
+
+    def rename(self, previous: str, contact: str) -> None:
+        account = self.account
+        self.set(
+            replace(
+                account,
+                contacts={
+                    contact if key == previous else key: replace(one, key=contact) if key == previous else one
+                    for key, one in account.contacts.items()
+                },
+                enrollments=tuple(replace(one, contact=contact) if one.contact == previous else one for one in account.enrollments),
+                past=tuple(replace(one, contact=contact) if one.contact == previous else one for one in account.past),
+            )
+        )
+
+
+def _said(letter: Letter, verdict: str, reason: str, now: datetime, gate: str, evidence: Mapping[str, Any]) -> Decision:
+    return Decision(
+        gate,
+        verdict,
+        reason,
+        now,
+        letter.campaign,
+        letter.version,
+        letter.enrollment,
+        letter.step,
+        letter.contact,
+        letter.id,
+        evidence,
+    )
+
+
+# From a folder -------------------------------------------------------------------------------------------------------
+
+
+def book_of(campaigns: Campaigns, *, live: Iterable[str] | bool = (), first: int = 1) -> Book:
+    """The book of a campaigns folder, without a database. The versions are numbered from `first` in the order of the folders.
+
+    Each campaign is in the mode that its file says; those named in `live` (all with True) are live whatever it says.
+    """
+    lifecycle = campaigns.lifecycle
+    standings, versions = [], {}
+    for number, folder in enumerate(campaigns.folders, first):
+        mode = "live" if live is True or (live and folder.key in live) else folder.campaign.mode
+        standings.append(Standing(number, folder.key, mode, number))
+        versions[number] = compile_version(number, folder.key, 1, folder.campaign, lifecycle.schema)
+    return build_book(lifecycle, standings, versions)
+
+
+def compose_of(campaigns: Campaigns, base_url: str = "http://127.0.0.1") -> Compose:
+    """Writes the mails of a campaigns folder. Their links lead below `base_url` and nowhere: no token is valid."""
+    templates: dict[tuple[str, str], dict[str, Compiled]] = {}
+    for folder in campaigns.folders:
+        for one in folder.templates:
+            templates.setdefault((folder.key, one.step), {})[one.locale] = one.compiled
+    composer = Composer()
+    brand = campaigns.lifecycle.brand.model_dump()
+
+    def compose(letter: Letter, version: Version, node: Node, scope: Scope) -> Mail:
+        found = templates.get((version.key, node.id), {})
+        locale = next((name for name in locales(scope.contact.locale) if name in found), None)
+        if locale is None:
+            raise RenderSkip("bad_template", {"problems": [f"step {node.id} has no template"]})
+        compiled = found[locale]
+        place = f"{base_url}/{{}}/sample"
+        addresses = Addresses(
+            unsubscribe=place.format("u"),
+            preferences=place.format("p"),
+            view=place.format("v"),
+            pixel=None,
+            clicks=None,
+            score=(lambda score: f"{place.format('s')}?score={score}") if node.kind == "survey" else None,
+        )
+        kept = values(scope, compiled.reads, campaigns.lifecycle.schema)
+        reader = why(brand["name"], scope.account)
+        return composer.render((version.key, node.id, locale), compiled, kept, addresses, brand, reader)
+
+    return compose
