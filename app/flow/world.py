@@ -122,13 +122,18 @@ class Feedback(Protocol):
 
 Compose = Callable[[Letter, Version, Node, Scope], Mail]
 
-# What a live relay would have replied.
+# What a live relay says in each case.
 _REPLIES: Mapping[str, tuple[str, str, str, int | None]] = {
     "rejected": ("perm", "rcpt", "5.1.1 no such user", 550),
     "refused": ("perm", "dot", "5.7.1 refused", 554),
     "deferred": ("temp", "dot", "4.3.0 later", 451),
     "unknown": ("unknown", "dot", "no answer", None),
 }
+
+
+def refusal(said: str) -> SendError:
+    """What a transport raises where Feedback says so: for anything but sent."""
+    return SendError(*_REPLIES[said])
 
 
 class World:
@@ -607,7 +612,7 @@ class World:
         if said == "sent":
             self._settle(letter, "sent", None, now)
         else:
-            error = SendError(*_REPLIES[said])
+            error = refusal(said)
             end = ending(error, letter.id, letter.attempts, now, letter.expires_at)
             reply = f"{error.code} {error.text}" if error.code else error.text
             if end.suppress and letter.person:
@@ -657,7 +662,9 @@ class World:
     def _replied(self, at: datetime, letter: Letter, node: Node, reply: Reply) -> None:
         if reply.kind == "clicked":
             about = {"campaign": letter.campaign, "step": letter.step, "message": str(letter.id), "enrollment": str(letter.enrollment)}
-            properties = {**about, "link": reply.link, "url": reply.url, "label": reply.label}
+            urls = letter.mail.links if letter.mail is not None else ()
+            url = urls[reply.link] if reply.url is None and reply.link < len(urls) else reply.url
+            properties = {**about, "link": reply.link, "url": url, "label": reply.label}
             judged = at + SETTLES_AFTER
             judged = self._tick(judged) if self.every is not None else judged
             self._raise("nurture.email_clicked", f"click:{letter.id}:{reply.link}", properties, letter, at, judged)
