@@ -5,7 +5,7 @@
 PYTHON ?=
 ARGS ?=
 
-.PHONY: run setup test lint bench
+.PHONY: run setup test equal lint bench
 
 run: setup
 	@exec .venv/bin/nurture up --sample $(ARGS)
@@ -17,6 +17,10 @@ setup:
 test: setup
 	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not processes" $(ARGS)
 	@.venv/bin/python -m pytest -m processes $(ARGS)
+
+# The long proof that a simulation equals a live run: an hour or so. The short one is among the tests.
+equal: setup
+	@.venv/bin/python -m tests.twins $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .

@@ -355,3 +355,13 @@ def test_invariant_12_nothing_from_outside_stops_a_worker(published, story):
     run(published)
     assert rows(published, parked, parked.c.traceback) == []
     assert count(published, event_pending) == 0
+
+
+def test_an_account_is_as_old_as_its_first_event_whatever_the_batch(engine, tmp_path):
+    """Events may be stored in another order than they were received; and all that counts from the account's birth follows from it."""
+    publish_campaigns(engine, tmp_path / "c", {})
+    post(engine, track("logged_in", key="late"), now=at("2m"))
+    post(engine, track("report_viewed", key="late"), now=at("1m"))
+    run(engine, at("1h"))
+    with engine.connect() as conn:
+        assert conn.execute(select(account.c.created_at)).scalar_one() == at("1m")

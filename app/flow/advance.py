@@ -285,7 +285,7 @@ def _accounts(conn: Connection, taken: _Taken, partition: int, now: datetime) ->
     first: dict[str, datetime] = {}
     for one in taken.events:
         if one.account is not None and one.event.id not in taken.set_aside:
-            first.setdefault(one.account, one.event.at)
+            first[one.account] = min(first.get(one.account, one.event.at), one.event.at)
     keys = set(first) | {key for key, _, _ in taken.timers}
     accounts = states.load(conn, keys=keys, now=now)
     missing = sorted(keys - set(accounts))

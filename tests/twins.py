@@ -1,0 +1,712 @@
+"""One story told twice: to the live engine on a virtual clock, and to a World. Both must come to the same (invariant 10).
+
+A `Story` is what happens from outside, drawn from a seed; `Mood` is how relay and recipients answer, drawn from hashes of message ids
+and addresses, so that both hear the same answers. `tell_live` and `tell_world` return what came of it in the same words.
+
+`python -m tests.twins` is the long proof (`make equal`): it tells the story in batches of several sizes, by one worker and by four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic_core import to_json
+from sqlalchemy import Engine, text
+
+from app import models
+from app.config import CODE, Settings, load
+from app.errors import SendError
+from app.flow import claims, holding
+from app.flow.advance import run_partition
+from app.flow.check import Campaigns, read
+from app.flow.deliver import run as deliver
+from app.flow.ingest import Own, accept, raise_own
+from app.flow.items import Item, read_items
+from app.flow.publish import publish
+from app.flow.respond import answer, find_message, unsubscribe
+from app.flow.track import record_hit, settle_due
+from app.flow.world import Letter, Posted, Reply, World, book_of, compose_of, refusal
+from app.providers.memory import MemoryConnection, MemoryTransport
+from app.queue import Bells
+from app.rules.delivery import Limits
+from app.rules.facts import hash_share
+from app.rules.signals import Request
+
+PARTITIONS = 64
+SHIPPED = CODE / "campaigns"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+QUICK = Limits(poll=0.01, gather=0.0, patience=(0.05,), back_off=1.0, heartbeat=5.0, farewell=0.5, fresh=30.0)
+PERSON = Request("Mozilla/5.0 (X11; Linux x86_64) Firefox/150.0", "en", "navigate", True, None)
+LANDMARKS = (("setup_completed", 0.6, 12), ("report_shared", 0.5, 30), ("report_scheduled", 0.2, 90), ("contract_signed", 0.2, 150))
+ZONES = ("America/New_York", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe", "America/Sao_Paulo", "Pacific/Auckland", None, None)
+
+# Campaigns that together use every kind of trigger and step, with short waits so that much happens in little time.
+TRIALS: dict[str, str] = {
+    "onboarding/office-hours": """
+        name: Office hours
+        stage: onboarding
+        topic: product
+        priority: 70
+        enrolls: account
+        trigger: {event: workspace_created}
+        recipients: {roles: [champion, admin], pick: all}
+        reentry: {after: 20d}
+        send_window: {days: mon-fri, hours: "09:00-17:00"}
+        holdout: 20%
+        expires: 2d
+        steps:
+          - {id: hello, email: hello.mjml, subject: "Hello {{ contact.first_name }}"}
+          - {id: click, wait_for: {click: hello, timeout: 2d}, on_timeout: [{id: again, email: again.mjml, subject: Again}]}
+          - {id: morning, wait: {days: 3, at: "02:30"}}
+          - {id: last, email: last.mjml, subject: "Last {{ account.name | default('one') }}", topic: transactional}
+        """,
+    "onboarding/night": """
+        name: Night
+        stage: onboarding
+        topic: survey
+        priority: 30
+        enrolls: contact
+        trigger: {event: logged_in, where: event.properties.device == "phone"}
+        audience: account.traits.plan == "pro" and contact.first_name is not missing
+        reentry: {after: 10d}
+        exit_when: usage.logins.last_7d > 12
+        send_window: {hours: "22:00-02:30"}
+        steps:
+          - {id: ask, survey: csat, question: "How was it?", email: ask.mjml, subject: One question}
+          - id: said
+            wait_for: {survey: ask, timeout: 5d}
+            on_timeout: [{id: quiet, exit: silent}]
+          - id: by-score
+            branch:
+              - {when: response.score >= 4, steps: [{id: glad, email: glad.mjml, subject: Glad}]}
+              - {else: [{id: sorry, email: sorry.mjml, subject: Sorry}]}
+        """,
+    "renewal/renew": """
+        name: Renew
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {milestone: setup_completed}
+        goal: {event: contract_signed, within: 200d, then: exit}
+        exit_when: account.renewal_date | days_until < 3
+        steps:
+          - {id: before, wait: {until: account.renewal_date, offset: -30d, if_past: continue}}
+          - {id: soon, email: soon.mjml, subject: "Your year ends {{ account.renewal_date }}"}
+          - {id: green, wait_for: {health: green, timeout: 9d}}
+          - {id: thanks, email: thanks.mjml, subject: Thanks}
+        """,
+    "onboarding/overdue": """
+        name: Overdue
+        stage: onboarding
+        topic: product
+        enrolls: account
+        trigger: {milestone_overdue: setup_completed}
+        recipients: {roles: [admin], pick: first}
+        recipient_wait: 30h
+        steps:
+          - {id: help, email: help.mjml, subject: Help}
+          - {id: leaves, wait_for: {stage: adoption, timeout: 12d}, on_timeout: [{id: nudge, email: nudge.mjml, subject: Nudge}]}
+        """,
+    "adoption/entered": """
+        name: Entered
+        stage: adoption
+        topic: product
+        mode: shadow
+        enrolls: account
+        trigger: {stage: adoption}
+        steps:
+          - {id: tell, email: tell.mjml, subject: Told}
+          - {id: pause, wait: 36h}
+          - {id: told, email: told.mjml, subject: Told again}
+        """,
+    "adoption/trouble": """
+        name: Trouble
+        stage: adoption
+        topic: product
+        priority: 90
+        enrolls: account
+        trigger: {health: red}
+        reentry: {after: 30d}
+        goal: {when: health.band == "green", then: exit}
+        steps:
+          - {id: care, email: care.mjml, subject: Care}
+          - {id: shares, wait_for: {event: report_viewed, where: event.properties.length > 3, timeout: 4d}}
+          - {id: seen, email: seen.mjml, subject: Seen}
+        """,
+}
+MAIL = (
+    "<mj-section><mj-column><mj-text>Hello {{ contact.first_name | default('there') }}</mj-text>"
+    '<mj-button href="https://app.example.com/start">Start</mj-button></mj-column></mj-section>\n'
+)
+
+
+def write_folder(root: Path, campaigns: dict[str, str] | None = None) -> Path:
+    """The shipped campaigns, and beside them `campaigns` (by default TRIALS) with a plain mail for every template they name."""
+    shutil.copytree(SHIPPED, root)
+    for key, written in (TRIALS if campaigns is None else campaigns).items():
+        folder = root / key
+        folder.mkdir(parents=True)
+        (folder / "campaign.yaml").write_text(dedent(written), "utf-8")
+        for name in [part.split("}")[0].split(",")[0].strip() for part in written.split("email:")[1:]]:
+            (folder / name).write_text(MAIL, "utf-8")
+    return root
+
+
+# The story -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Somebody holds an account or a contact from `at`; `released` is when it is ended by hand."""
+
+    at: datetime
+    account: str | None
+    contact: str | None
+    reason: str
+    until: datetime | None
+    released: datetime | None
+
+
+@dataclass(slots=True)
+class Story:
+    """What happens from outside: items with the moment they are posted at, assessments, holds."""
+
+    items: list[tuple[datetime, Item]] = field(default_factory=list)
+    health: list[Own] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+
+
+def make_story(accounts: int, start: datetime, end: datetime, *, every: timedelta, seed: int = 1, events: int = 60) -> Story:
+    """A story of so many accounts with about so many events each, between `start` and `end`.
+
+    What crosses accounts (people in two of them, events that name none, former ids) happens at whole multiples of `every`, and not at the
+    same: between two looks of a live engine it is open which partition is looked at first.
+    """
+    story, dice = Story(), random.Random(seed)
+    for number in range(accounts):
+        _account(story, dice, number, start, end, every, events)
+    story.items.sort(key=lambda one: one[0])
+    return story
+
+
+def _account(story: Story, dice: random.Random, number: int, start: datetime, end: datetime, every: timedelta, events: int) -> None:
+    key, span = f"acct-{number}", end - start
+    count = 0
+
+    def say(at: datetime, call: dict[str, Any], late: timedelta = timedelta(0)) -> None:
+        nonlocal count
+        count += 1
+        given = {"messageId": f"{key}-{count}", "timestamp": (at - late).isoformat(), **call}
+        items, problems = read_items(to_json({"batch": [given]}), at)
+        assert not problems, problems
+        story.items.append((at, items[0]))
+        if dice.random() < 0.01:
+            story.items.append((at + timedelta(hours=1), items[0]))  # a client that tries again
+
+    def moment(first: datetime, last: datetime) -> datetime:
+        return first + timedelta(seconds=int(dice.random() * max((last - first).total_seconds(), 1)))
+
+    def on_the_tick(at: datetime, odd: bool = False) -> datetime:
+        ticks = -((EPOCH - at) // every)
+        return EPOCH + (ticks + (ticks % 2 != odd)) * every
+
+    born = moment(start, start + span * 0.6)
+    people = [f"{key}-p{index}" for index in range(dice.choice((1, 2, 2, 3, 4)))]
+    traits: dict[str, Any] = {"name": f"Sample {number}", "touch": dice.choice(("smb", "smb", "mid", "high")), "seats": dice.randint(1, 40)}
+    if zone := dice.choice(ZONES):
+        traits["timezone"] = zone
+    if dice.random() < 0.7:
+        traits["renewal_date"] = (born + timedelta(days=dice.randint(20, 200))).date().isoformat()
+    if dice.random() < 0.5:
+        traits["owner"] = {"name": "Sample Owner", "email": "owner@example.com", "timezone": dice.choice(("Europe/Berlin", "UTC"))}
+    plan = {"plan": dice.choice(("pro", "free"))}
+    plan_late = dice.random() < 0.3
+    say(born, {"type": "group", "groupId": key, "userId": people[0], "traits": traits | ({} if plan_late else plan)})
+    if plan_late:
+        # The trait that an audience reads comes within the half hour that candidates stay open, or does not.
+        say(born + timedelta(minutes=dice.choice((5, 25, 50))), {"type": "group", "groupId": key, "traits": plan})
+    for index, person in enumerate(people):
+        known: dict[str, Any] = {"roles": [dice.choice(("admin", "champion", "user", "executive_sponsor"))] if index else ["admin"]}
+        if dice.random() < 0.92:
+            known["email"] = f"{person}@{'example.com' if dice.random() < 0.5 else 'example.net'}"
+        if dice.random() < 0.85:
+            known["first_name"] = f"Sample{index}"
+        if zone := dice.choice(ZONES):
+            known["timezone"] = zone
+        if dice.random() < 0.2:
+            known["locale"] = dice.choice(("de", "en-GB"))
+        at = born + timedelta(seconds=1 + index) if dice.random() < 0.8 else moment(born, end)
+        say(at, {"type": "identify", "userId": person, "traits": known, "context": {"groupId": key}})
+        if dice.random() < 0.15:
+            changed = {"roles": [dice.choice(("admin", "user"))], "email": f"{person}.new@example.org"}
+            say(moment(born, end), {"type": "identify", "userId": person, "traits": changed, "context": {"groupId": key}})
+    context = {"context": {"groupId": key}}
+    say(born + timedelta(minutes=3), {"type": "track", "event": "workspace_created", "userId": people[0], **context})
+    for name, share, days in (
+        ("setup_completed", 0.6, 12),
+        ("report_shared", 0.5, 30),
+        ("report_scheduled", 0.2, 90),
+        ("contract_signed", 0.2, 150),
+    ):
+        if dice.random() < share:
+            say(
+                moment(born, min(born + timedelta(days=days), end)),
+                {"type": "track", "event": name, "userId": dice.choice(people), **context},
+            )
+    for _ in range(dice.randint(events // 2, events * 3 // 2)):
+        name = dice.choice(("logged_in", "logged_in", "report_viewed", "feature_used", "page_opened", "workspace_created"))
+        if name == "workspace_created" and dice.random() < 0.7:
+            name = "logged_in"
+        properties = {
+            "logged_in": {"device": dice.choice(("phone", "desk", "desk"))},
+            "report_viewed": {"length": dice.randint(1, 6)},
+            "feature_used": {"feature": dice.choice(("reports", "exports"))},
+        }.get(name, {})
+        call = {"type": "track", "event": name, "userId": dice.choice(people), "properties": properties}
+        if dice.random() < 0.05:
+            say(on_the_tick(moment(born + every, end)), call)  # names no account
+        else:
+            late = timedelta(days=dice.choice((1, 9))) if dice.random() < 0.05 else timedelta(0)
+            say(moment(born, end), call | context, late)
+    if number and number % 9 == 0:
+        # A person who works for the neighbour, too: the same contact, or another contact with the same address.
+        neighbour, at = f"acct-{number - 1}", on_the_tick(moment(born + every, end), odd=True)
+        if number % 2:
+            say(at, {"type": "identify", "userId": people[0], "traits": {"roles": ["champion"]}, "context": {"groupId": neighbour}})
+        else:
+            twin = {"email": f"{people[0]}@example.com", "roles": ["champion"]}
+            say(at, {"type": "identify", "userId": f"{people[0]}-twin", "traits": twin, "context": {"groupId": neighbour}})
+    if number % 13 == 5:
+        at = on_the_tick(moment(born + every, end), odd=True)
+        say(at, {"type": "alias", "userId": f"{people[-1]}-new", "previousId": people[-1]})
+        say(at + every, {"type": "track", "event": "logged_in", "userId": people[-1], "properties": {"device": "phone"}, **context})
+    at = born
+    while (at := at + timedelta(days=dice.randint(5, 40))) < end:
+        band, score = dice.choice((("green", 90.0), ("yellow", 70.0), ("red", 30.0)))
+        at = at.replace(minute=7)
+        name, ident = "nurture.health_changed", f"health:{key}:{at.isoformat()}"
+        story.health.append(Own(name, ident, {"score": score, "band": band, "previous": None}, key, None, at))
+    if dice.random() < 0.15:
+        at = moment(born + every, end)
+        until = dice.choice((None, at + timedelta(hours=dice.randint(5, 200))))
+        released = at + timedelta(hours=dice.randint(2, 100)) if until is None or dice.random() < 0.3 else None
+        whom = (key, None) if dice.random() < 0.5 else (None, people[0])
+        story.holds.append(Hold(at, *whom, "ticket open", until, released))
+
+
+class Mood:
+    """How relay and recipients answer, drawn from hashes: the same wherever it is asked."""
+
+    def outcome(self, letter: Letter) -> str:
+        return self.said(letter.id, letter.person, letter.attempts + 1)
+
+    def after(self, letter: Letter) -> list[tuple[timedelta, Reply]]:
+        return self.replies(letter.id, letter.kind, letter.step)
+
+    def said(self, message: UUID, person: str | None, attempt: int) -> str:
+        if hash_share("bounces", person) < 0.03:
+            return "rejected"
+        draw = hash_share("relay", message)
+        if draw < 0.04:
+            return "deferred" if attempt < 3 else "sent"
+        return "unknown" if draw < 0.06 else "refused" if draw < 0.08 else "sent"
+
+    def replies(self, message: UUID, kind: str, step: str) -> list[tuple[timedelta, Reply]]:
+        found, late = [], timedelta(seconds=60 + int(hash_share("late", message) * 6 * 86400))
+        if hash_share("clicks", message) < 0.3:
+            found.append((late, Reply("clicked", link=0)))
+        if kind == "survey" and hash_share("answers", message) < 0.6:
+            found.append((late * 0.9, Reply("answered", score=1 + int(hash_share("score", message) * 5), comment="Fine")))
+            if hash_share("again", message) < 0.2:
+                found.append((late * 1.1, Reply("answered", score=5, comment=None)))
+        if hash_share("leaves", message) < 0.03:
+            found.append((late * 0.8, Reply("unsubscribed", scope="all" if hash_share("all", message) < 0.3 else None)))
+        return found
+
+
+# What came of it -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a story, sorted: messages, enrollments, effects, ledger."""
+
+    messages: list[tuple]
+    enrollments: list[tuple]
+    effects: list[tuple]
+    ledger: list[tuple]
+
+    def differences(self, other: Outcome) -> list[str]:
+        """What is only here (-) or only there (+)."""
+        found = []
+        for name in ("messages", "enrollments", "effects", "ledger"):
+            here, there = ([_settled(one) for one in getattr(side, name)] for side in (self, other))
+            if here != there:
+                ours, theirs = _missing(here, there), _missing(there, here)
+                found += [f"- {name}: {_shown(one)}" for one in ours] + [f"+ {name}: {_shown(one)}" for one in theirs]
+        return found
+
+
+def _settled(row: tuple) -> tuple:
+    """Of two letters to one person that are due at the same moment, the second may be on its way when the first is refused: whether it is
+    refused by the relay as well, or by us, is open. Either way the address does not exist."""
+    return tuple("suppressed" if part == "rejected" else "suppression" if part == "send" else part for part in row)
+
+
+def _missing(some: list[tuple], others: list[tuple]) -> list[tuple]:
+    counted: dict[tuple, int] = {}
+    for one in others:
+        counted[one] = counted.get(one, 0) + 1
+    found = []
+    for one in some:
+        if counted.get(one, 0):
+            counted[one] -= 1
+        else:
+            found.append(one)
+    return found
+
+
+def _shown(row: tuple) -> str:
+    return " | ".join(one.strftime("%m-%d %H:%M:%S") if isinstance(one, datetime) else str(one) for one in row)
+
+
+def _sorted(rows: Iterable[tuple]) -> list[tuple]:
+    return sorted(rows, key=lambda row: tuple((one is not None, str(one)) for one in row))
+
+
+# In the world --------------------------------------------------------------------------------------------------------
+
+
+def tell_world(campaigns: Campaigns, story: Story, end: datetime, every: timedelta | None) -> Outcome:
+    """The story in a World that looks every `every`."""
+    world = World(book_of(campaigns), feedback=Mood(), compose=compose_of(campaigns), every=every)
+    oldest = timedelta(days=3)
+    world.post(
+        Posted(
+            one.message_id,
+            one.kind,
+            one.name,
+            one.account_key,
+            one.contact_key,
+            one.properties,
+            one.occurred_at,
+            at,
+            mark="too_old" if one.occurred_at < at - oldest else None,
+        )
+        for at, one in story.items
+    )
+    world.post(
+        Posted(o.message_id, "track", o.name, o.account_key, None, o.properties, o.occurred_at, o.occurred_at, 0) for o in story.health
+    )
+    for one in story.holds:
+        world.hold(account=one.account, contact=one.contact, reason=one.reason, since=one.at, until=one.until, released=one.released)
+    world.run(end)
+    return Outcome(
+        _sorted(
+            (
+                *(one.account, one.contact, one.person if one.outcome in ("sent", "unknown") else None, one.campaign, one.step),
+                *(one.occurrence, one.due_at, one.outcome, one.reason, one.settled_at),
+            )
+            for one in world.letters
+        ),
+        _sorted(
+            (key, one.campaign, one.contact, one.state, one.end_reason, one.step, one.ended_at) for key, one in world.enrollments.values()
+        ),
+        _sorted((key, one.kind, one.step, one.occurrence, one.contact, one.state) for key, one in world.effects),
+        _sorted((key, one.campaign, one.step, one.gate, one.verdict, one.reason, one.at) for key, one in world.decisions),
+    )
+
+
+# Live ----------------------------------------------------------------------------------------------------------------
+
+
+class Moody(MemoryTransport):
+    """A relay in the mood of `mood`."""
+
+    def __init__(self, mood: Mood, connections: int):
+        super().__init__(connections)
+        self.mood = mood
+        self.attempts: dict[UUID, int] = {}
+
+    async def open(self) -> MemoryConnection:
+        self.opened += 1
+        return _MoodyConnection(self)
+
+    def judge(self, letter: Any, phases: tuple[str, ...]) -> None:
+        if "mail" in phases:
+            self.attempts[letter.message_id] = self.attempts.get(letter.message_id, 0) + 1
+        said = self.mood.said(letter.message_id, letter.recipient.lower(), self.attempts[letter.message_id])
+        if said != "sent" and (error := refusal(said)).phase in phases:
+            raise SendError(error.outcome, error.phase, error.text, error.code)
+
+
+class _MoodyConnection(MemoryConnection):
+    async def begin(self, letter: Any) -> None:
+        self.transport.judge(letter, ("mail", "rcpt"))
+        await super().begin(letter)
+
+    async def finish(self) -> str:
+        self.transport.judge(self._letter, ("dot",))
+        return await super().finish()
+
+
+class Live:
+    """The live engine on a virtual clock, looked at tick by tick."""
+
+    def __init__(self, engine: Engine, settings: Settings, *, batch: int = 1000, workers: int = 1, connections: int = 1):
+        self.engine, self.settings, self.batch, self.workers = engine, settings, batch, workers
+        self.mood = Mood()
+        self.transport = Moody(self.mood, connections)
+        self.bells = Bells(None)
+        self.now = EPOCH
+        self.replies: list[tuple[datetime, int, UUID, Reply]] = []
+        self.answered: set[UUID] = set()
+        self.ids = [uuid4() for _ in range(workers)]
+        self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.closes_after = timedelta(days=30)
+
+    def tell(self, root: Path, story: Story, start: datetime, end: datetime, every: timedelta) -> Outcome:
+        with self.engine.begin() as conn:
+            publish(conn, root, start)
+            source = conn.execute(models.source.insert().values(name="story").returning(models.source.c.id)).scalar_one()
+        happenings = _in_turn(self._happenings(story, source))
+        waiting = next(happenings, None)
+        tick = EPOCH - (EPOCH - start) // every * every
+        while tick <= end:
+            self.now = tick
+            while True:
+                reply = self.replies[0][0] if self.replies else None
+                outside = waiting[0] if waiting else None
+                if outside is not None and outside <= tick and (reply is None or outside <= reply):
+                    waiting[1]()
+                    waiting = next(happenings, None)
+                elif reply is not None and reply <= tick:
+                    self._reply(*self.replies.pop(0))
+                else:
+                    break
+            settle_due(self.engine, lambda: self.now, self.bells)
+            self._settle()
+            tick += every
+        if self.pool:
+            self.pool.shutdown()
+        return self._outcome()
+
+    def _happenings(self, story: Story, source: int) -> Iterator[tuple[datetime, Callable[[], None]]]:
+        def post(at: datetime, items: list[Item]) -> None:
+            with self.engine.begin() as conn:
+                accept(conn, source, items, at, PARTITIONS)
+
+        def assess(at: datetime, owns: list[Own]) -> None:
+            with self.engine.begin() as conn:
+                raise_own(conn, owns, at, PARTITIONS)
+
+        def hold(one: Hold) -> None:
+            with self.engine.begin() as conn:
+                known = text(
+                    "select exists (select from account where external_id = :a) or exists (select from contact where external_id = :c)"
+                )
+                if not conn.execute(known, {"a": one.account, "c": one.contact}).scalar():
+                    return
+                ident = holding.hold(conn, one.reason, one.at, account=one.account, contact=one.contact, until=one.until)
+            if one.released is not None and (one.until is None or one.released < one.until):
+                later.append((one.released, ident))
+
+        def release(at: datetime, ident: int) -> None:
+            with self.engine.begin() as conn:
+                holding.release(conn, ident, at)
+
+        later: list[tuple[datetime, int]] = []
+        by_time: dict[datetime, list[Item]] = {}
+        for at, item in story.items:
+            by_time.setdefault(at, []).append(item)
+        found: list[tuple[datetime, int, Callable[[], None]]] = []
+        found += [(at, 0, lambda at=at, items=items: post(at, items)) for at, items in by_time.items()]
+        health: dict[datetime, list[Own]] = {}
+        for own in story.health:
+            health.setdefault(own.occurred_at, []).append(own)
+        found += [(at, 1, lambda at=at, owns=owns: assess(at, owns)) for at, owns in health.items()]
+        found += [(one.at, 2, lambda one=one: hold(one)) for one in story.holds]
+        for at, _, happens in sorted(found, key=lambda one: one[:2]):
+            while later and min(later)[0] <= at:
+                over = min(later)
+                later.remove(over)
+                yield over[0], lambda over=over: release(*over)
+            yield at, happens
+        for over in sorted(later):
+            yield over[0], lambda over=over: release(*over)
+
+    def _reply(self, at: datetime, _: int, ident: UUID, reply: Reply) -> None:
+        with self.engine.begin() as conn:
+            message = find_message(conn, ident)
+            if reply.kind == "clicked":
+                record_hit(conn, ident, "click", reply.link, at, PERSON)
+            elif reply.kind == "answered":
+                answer(conn, message, reply.score, reply.comment, at, closes_after=self.closes_after, partitions=PARTITIONS)
+            else:
+                unsubscribe(conn, message, reply.scope or message.topic, at, method="page", network=None)
+
+    def _settle(self) -> None:
+        """Advances and delivers until nothing is left to do at this moment."""
+        while True:
+            moved = self._advance()
+            with self.engine.connect() as conn:
+                due = claims.any_due(conn, self.now)
+            if not due and not moved:
+                return
+            if due:
+                self._deliver()
+                self._hear()
+
+    def _advance(self) -> int:
+        total = 0
+        while True:
+            with self.engine.connect() as conn:
+                busy = conn.exec_driver_sql(_BUSY, {"now": self.now}).scalars().all()
+            if not busy:
+                return total
+            work = [(self.engine, self.bells, partition, lambda: self.now) for partition in busy]
+            if self.pool is None:
+                moved = sum(run_partition(*one, batch=self.batch) for one in work)
+            else:
+                moved = sum(self.pool.map(lambda one: run_partition(*one, batch=self.batch), work + work))
+            if not moved and self.pool is None:
+                return total
+            total += moved
+
+    def _deliver(self) -> None:
+        def send(ident: UUID) -> None:
+            deliver(self.engine, self.settings, ident, lambda: self.now, self.bells, transport=self.transport, limits=QUICK)
+
+        if self.pool is None:
+            send(self.ids[0])
+        else:
+            list(self.pool.map(send, self.ids))
+
+    def _hear(self) -> None:
+        """What the recipients of the mail that was just sent will do."""
+        with self.engine.connect() as conn:
+            rows = conn.execute(
+                text(
+                    "select id, kind, step_id, settled_at from message where state in ('sent', 'unknown') and settled_at = :now order by id"
+                ),
+                {"now": self.now},
+            ).all()
+        for ident, kind, step, settled in rows:
+            if ident not in self.answered:
+                self.answered.add(ident)
+                for number, (delay, reply) in enumerate(self.mood.replies(ident, kind, step)):
+                    self.replies.append((settled + delay, number, ident, reply))
+        self.replies.sort(key=lambda one: (one[0], one[2], one[1]))
+
+    def _outcome(self) -> Outcome:
+        with self.engine.connect() as conn:
+            return Outcome(
+                *(_sorted(tuple(row) for row in conn.exec_driver_sql(query)) for query in (_MESSAGES, _ENROLLMENTS, _EFFECTS, _LEDGER))
+            )
+
+
+def _in_turn(happenings: Iterable) -> Iterator:
+    yield from happenings
+
+
+_BUSY = """
+select partition from event_pending union select partition from account where due_at <= %(now)s
+union select partition from enrollment where state = 'active' and due_at <= %(now)s order by 1"""
+_MESSAGES = """
+select a.external_id, c.external_id, case when m.state in ('sent', 'unknown') then m.person end, k.key, m.step_id, m.occurrence, m.due_at,
+       m.state, m.reason, m.settled_at
+from message m join account a on a.id = m.account_id join contact c on c.id = m.contact_id join campaign k on k.id = m.campaign_id"""
+_ENROLLMENTS = """
+select a.external_id, k.key, c.external_id, e.state, e.end_reason, e.step_id, e.ended_at
+from enrollment e join account a on a.id = e.account_id join campaign k on k.id = e.campaign_id
+left join contact c on c.id = e.contact_id"""
+_EFFECTS = """
+select a.external_id, f.kind, f.step_id, f.occurrence, c.external_id, f.state
+from effect f join account a on a.id = f.account_id left join contact c on c.id = f.contact_id
+union all
+select a.external_id, 'task', t.step_id, t.occurrence, c.external_id, t.state
+from task t join account a on a.id = t.account_id left join contact c on c.id = t.contact_id where t.step_id is not null"""
+_LEDGER = """
+select a.external_id, k.key, d.step_id, d.gate, d.verdict, d.reason, d.at
+from decision d left join account a on a.id = d.account_id left join campaign k on k.id = d.campaign_id"""
+
+
+# The long proof ------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.twins", description="proves that a simulation equals a live run")
+    parser.add_argument("--accounts", type=int, default=2000)
+    parser.add_argument("--events", type=int, default=60, help="per account, about")
+    parser.add_argument("--start", type=datetime.fromisoformat, default=datetime(2028, 2, 1, tzinfo=UTC))
+    parser.add_argument("--end", type=datetime.fromisoformat, default=datetime(2028, 11, 15, tzinfo=UTC))
+    parser.add_argument("--hours", type=int, default=6, help="between two looks of the live engine")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", default="1000x1,97x1,7x1,1000x4", help="batch sizes x workers")
+    parser.add_argument("--shown", type=int, default=40, help="differences that are printed")
+    options = parser.parse_args(arguments)
+    every = timedelta(hours=options.hours)
+    worst = 0
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_folder(Path(folder) / "campaigns")
+        campaigns = read(root)
+        story = make_story(options.accounts, options.start, options.end, every=every, seed=options.seed, events=options.events)
+        began = time.perf_counter()
+        world = tell_world(campaigns, story, options.end, every)
+        took = time.perf_counter() - began
+        print(f"world: {len(story.items)} events, {len(world.messages)} messages, {took:.1f} s", flush=True)
+        for run in options.runs.split(","):
+            batch, _, workers = run.partition("x")
+            began = time.perf_counter()
+            with _installation() as (engine, settings):
+                live = Live(engine, settings, batch=int(batch), workers=int(workers or 1), connections=1)
+                found = live.tell(root, story, options.start, options.end, every).differences(world)
+            print(
+                f"live, batches of {batch}, {workers} worker(s): {len(found)} differences, {time.perf_counter() - began:.0f} s", flush=True
+            )
+            print("\n".join(found[: options.shown]), flush=True)
+            worst = max(worst, len(found))
+    return 1 if worst else 0
+
+
+def _installation():
+    from contextlib import contextmanager
+
+    from app import db, embedded
+    from app.migrate import migrate
+    from tests.conftest import FAST
+
+    @contextmanager
+    def made():
+        home = Path(tempfile.mkdtemp(prefix="nurture-equal-"))
+        home.chmod(0o755)
+        postgres = embedded.Postgres(home, FAST)
+        try:
+            postgres.start()
+            url = postgres.ensure_database("nurture")
+            engine = db.connect(url, pool_size=16)
+            migrate(engine, EPOCH)
+            yield engine, load({"NURTURE_HOME": str(home / "home"), "DATABASE_URL": url, "NURTURE_BASE_URL": "http://127.0.0.1:8000"})
+            engine.dispose()
+        finally:
+            postgres.stop()
+            shutil.rmtree(home, ignore_errors=True)
+
+    return made()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
