@@ -35,5 +35,5 @@ def test_the_story_is_worth_telling(told):
     assert {row[7] for row in world.messages} >= {"sent", "skipped", "unknown", "ghosted", "shadow"}
     assert {row[3] for row in world.messages} >= {*twins.TRIALS, "onboarding/first-value", "onboarding/onboarding-survey"}
     reasons = {row[5] for row in world.ledger}
-    wanted = {"window_closed", "held", "suppressed", "rejected", "deferred", "no_address", "nobody_reachable", "goal_met", "exit_when"}
+    wanted = {"window_closed", "held", "suppressed", "rejected", "deferred", "no_address", "nobody_reachable", "goal_met"}
     assert wanted <= reasons

@@ -46,6 +46,7 @@ from app.rules.facts import hash_share
 from app.rules.signals import Request
 
 PARTITIONS = 64
+SOURCE = 1
 SHIPPED = CODE / "campaigns"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 QUICK = Limits(poll=0.01, gather=0.0, patience=(0.05,), back_off=1.0, heartbeat=5.0, farewell=0.5, fresh=30.0)
@@ -146,6 +147,161 @@ TRIALS: dict[str, str] = {
           - {id: shares, wait_for: {event: report_viewed, where: event.properties.length > 3, timeout: 4d}}
           - {id: seen, email: seen.mjml, subject: Seen}
         """,
+    "onboarding/greet": """
+        name: Greet
+        stage: onboarding
+        topic: product
+        priority: 20
+        enrolls: contact
+        trigger: {contact_added: {roles: [champion, user]}}
+        steps:
+          - {id: hello, email: hello.mjml, subject: "Hello {{ contact.first_name }}", subjects: {de: Hallo}}
+          - id: draw
+            split:
+              - {name: early, weight: 2, steps: [{id: pause, wait: 20h}]}
+              - name: late
+                steps:
+                  - {id: longer, wait: {days: 2, at: "10:00"}}
+                  - {id: mark, set: {contact.traits.title: Drawn late, account.traits.industry: "x"}}
+          - {id: more, email: more.mjml, subject: More, reminds: hello}
+          - {id: note, task: {title: "Call {{ contact.first_name }} of {{ account.name }}", note: "{{ contact.traits.title }}", due: 2d}}
+        """,
+    "adoption/weekly": """
+        name: Weekly
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {stage_overdue: onboarding}
+        recipients: {roles: [admin, user], pick: all}
+        goal: {event: report_scheduled, then: continue}
+        steps:
+          - {id: news, email: news.mjml, subject: News, repeat: {every: 3d, at_most: 5, until: usage.reports.last_7d > 4}}
+          - {id: tell, alert: {to: owner, text: "{{ account.name }} read {{ usage.reports.last_7d }}"}, repeat: {every: 12h, at_most: 3}}
+          - {id: hook, webhook: {to: ops, data: {plan: "{{ account.traits.plan }}"}}}
+        """,
+    "renewal/countdown": """
+        name: Countdown
+        stage: renewal
+        topic: product
+        priority: 80
+        enrolls: account
+        trigger: {date: {field: account.renewal_date, offset: -25d}}
+        reentry: {after: 30d}
+        send_window: {days: mon-sat, hours: "02:00-03:00"}
+        steps:
+          - {id: nps, survey: nps, question: "How likely?", email: nps.mjml, subject: One question, topic: survey}
+          - {id: remind, email: remind.mjml, subject: Still open, reminds: nps, topic: survey}
+          - {id: wait, wait: {until: account.renewal_date, offset: -5d, at: "02:30", if_past: skip}}
+          - {id: skipped, email: skipped.mjml, subject: Soon}
+          - {id: after, email: after.mjml, subject: After, recipients: {pick: responder}}
+        """,
+    "renewal/unhappy": """
+        name: Unhappy
+        stage: renewal
+        topic: product
+        enrolls: contact
+        trigger: {survey: {type: nps, score: [0, 4]}}
+        steps:
+          - {id: sorry, email: sorry.mjml, subject: Sorry}
+          - {id: tell, alert: {to: ops, text: "{{ contact.first_name }} gave {{ event.properties.score }}"}}
+        """,
+    "adoption/drop": """
+        name: Drop
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {usage: {metric: logins, drop: 40%, window: 7d, at_least: 2}}
+        reentry: {after: 5d}
+        holdout: 30%
+        steps:
+          - {id: where, email: where.mjml, subject: Where are you}
+          - {id: task, task: {title: Look at them}}
+        """,
+    "adoption/rise": """
+        name: Rise
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {usage: {metric: people, rise: 50%, window: 10d, at_least: 2}}
+        reentry: {after: 9d}
+        steps: [{id: great, email: great.mjml, subject: Great}]
+        """,
+    "adoption/full": """
+        name: Full
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {utilization: {above: 50%}}
+        reentry: {after: 3d}
+        steps: [{id: seats, email: seats.mjml, subject: Seats}]
+        """,
+    "adoption/empty": """
+        name: Empty
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {utilization: {below: 20%}}
+        audience: account.seats > 2
+        reentry: {after: 3d}
+        steps: [{id: invite, email: invite.mjml, subject: Invite}]
+        """,
+    "adoption/silent": """
+        name: Silent
+        stage: adoption
+        topic: product
+        enrolls: contact
+        trigger: {inactive: {role: admin, days: 6}}
+        reentry: {after: 8d}
+        steps: [{id: miss, email: miss.mjml, subject: We miss you}]
+        """,
+    "adoption/vacant": """
+        name: Vacant
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {role_vacant: admin}
+        recipients: {roles: [champion, user, executive_sponsor]}
+        recipient_wait: 0d
+        reentry: {after: 1d}
+        steps:
+          - {id: who, email: who.mjml, subject: Who runs it}
+          - {id: tell, task: {title: Find an admin, to: staff@example.com}}
+        """,
+    "adoption/score": """
+        name: Score
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {health: {below: 50}}
+        reentry: {after: 2d}
+        steps: [{id: tell, alert: {to: owner, text: "{{ health.score }}"}}, {id: low, email: low.mjml, subject: Low}]
+        """,
+    "adoption/follow": """
+        name: Follow
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {campaign: {campaign: onboarding/overdue, result: ended}}
+        steps: [{id: next, email: next.mjml, subject: Next}]
+        """,
+    "adoption/praise": """
+        name: Praise
+        stage: adoption
+        topic: product
+        enrolls: account
+        trigger: {campaign: {campaign: adoption/weekly, result: goal}}
+        steps: [{id: praise, email: praise.mjml, subject: Praise}]
+        """,
+    "adoption/by-hand": """
+        name: By hand
+        stage: adoption
+        topic: product
+        enrolls: contact
+        trigger: {manual: true}
+        audience: contact.email is not missing
+        reentry: {after: 1d}
+        steps: [{id: hand, email: hand.mjml, subject: By hand}, {id: wait, wait: 30d}, {id: late, email: late.mjml, subject: Late}]
+        """,
 }
 MAIL = (
     "<mj-section><mj-column><mj-text>Hello {{ contact.first_name | default('there') }}</mj-text>"
@@ -153,9 +309,26 @@ MAIL = (
 )
 
 
+LIFECYCLE = {
+    "    exit_when: milestone.first_value.reached": "    exit_when: milestone.first_value.reached\n    at_most: 9d",
+    "    label: Adoption": "    label: Adoption\n    at_most: 40d\n    then: next",
+    "    label: Renewal": """    label: Renewal
+    enter_when: account.renewal_date | days_until < 15 and account.renewal_date | days_until > 0
+    exit_when: account.renewal_date | days_until < -5
+    next: adoption""",
+    "usage:": "channels: {ops: Operations}\nusage:\n  people: {event: logged_in, contacts: true}",
+    "  quarantine: 90d": "  quarantine: 12d",
+}
+
+
 def write_folder(root: Path, campaigns: dict[str, str] | None = None) -> Path:
     """The shipped campaigns, and beside them `campaigns` (by default TRIALS) with a plain mail for every template they name."""
     shutil.copytree(SHIPPED, root)
+    lifecycle = (root / "lifecycle.yaml").read_text("utf-8")
+    for shipped, ours in LIFECYCLE.items():
+        assert lifecycle.count(f"{shipped}\n") == 1, shipped
+        lifecycle = lifecycle.replace(f"{shipped}\n", f"{ours}\n")
+    (root / "lifecycle.yaml").write_text(lifecycle, "utf-8")
     for key, written in (TRIALS if campaigns is None else campaigns).items():
         folder = root / key
         folder.mkdir(parents=True)
@@ -182,10 +355,10 @@ class Hold:
 
 @dataclass(slots=True)
 class Story:
-    """What happens from outside: items with the moment they are posted at, assessments, holds."""
+    """What happens from outside: items with the moment they are posted at, own events that no rule derives, holds."""
 
     items: list[tuple[datetime, Item]] = field(default_factory=list)
-    health: list[Own] = field(default_factory=list)
+    own: list[Own] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
 
 
@@ -293,12 +466,17 @@ def _account(story: Story, dice: random.Random, number: int, start: datetime, en
         at = on_the_tick(moment(born + every, end), odd=True)
         say(at, {"type": "alias", "userId": f"{people[-1]}-new", "previousId": people[-1]})
         say(at + every, {"type": "track", "event": "logged_in", "userId": people[-1], "properties": {"device": "phone"}, **context})
-    at = born
+    at, before = born, {"score": None, "band": None}
     while (at := at + timedelta(days=dice.randint(5, 40))) < end:
-        band, score = dice.choice((("green", 90.0), ("yellow", 70.0), ("red", 30.0)))
+        band, score = dice.choice((("green", 90.0), ("yellow", 70.0), ("red", 30.0), ("red", 55.0)))
         at = at.replace(minute=7)
-        name, ident = "nurture.health_changed", f"health:{key}:{at.isoformat()}"
-        story.health.append(Own(name, ident, {"score": score, "band": band, "previous": None}, key, None, at))
+        told = {"score": score, "band": band, "previous_score": before["score"], "band_changed": band != before["band"]}
+        story.own.append(Own("nurture.health_changed", f"health:{key}:{at.isoformat()}", told, key, None, at))
+        before = told
+    for number in range(dice.choice((0, 0, 0, 1, 2))):
+        told = {"campaign": dice.choice(("adoption/by-hand", "adoption/by-hand", "adoption/nothing")), "contact": people[0], "by": "hand"}
+        at = moment(born, end)
+        story.own.append(Own("nurture.enroll_requested", f"enroll:{key}:{number}", told, key, people[0], at))
     if dice.random() < 0.15:
         at = moment(born + every, end)
         until = dice.choice((None, at + timedelta(hours=dice.randint(5, 200))))
@@ -409,7 +587,8 @@ def tell_world(campaigns: Campaigns, story: Story, end: datetime, every: timedel
         for at, one in story.items
     )
     world.post(
-        Posted(o.message_id, "track", o.name, o.account_key, None, o.properties, o.occurred_at, o.occurred_at, 0) for o in story.health
+        Posted(o.message_id, "track", o.name, o.account_key, o.contact_key, o.properties, o.occurred_at, o.occurred_at, 0)
+        for o in story.own
     )
     for one in story.holds:
         world.hold(account=one.account, contact=one.contact, reason=one.reason, since=one.at, until=one.until, released=one.released)
@@ -482,6 +661,7 @@ class Live:
         with self.engine.begin() as conn:
             publish(conn, root, start)
             source = conn.execute(models.source.insert().values(name="story").returning(models.source.c.id)).scalar_one()
+        assert source == SOURCE
         happenings = _in_turn(self._happenings(story, source))
         waiting = next(happenings, None)
         tick = EPOCH - (EPOCH - start) // every * every
@@ -509,7 +689,7 @@ class Live:
             with self.engine.begin() as conn:
                 accept(conn, source, items, at, PARTITIONS)
 
-        def assess(at: datetime, owns: list[Own]) -> None:
+        def tell(at: datetime, owns: list[Own]) -> None:
             with self.engine.begin() as conn:
                 raise_own(conn, owns, at, PARTITIONS)
 
@@ -534,10 +714,10 @@ class Live:
             by_time.setdefault(at, []).append(item)
         found: list[tuple[datetime, int, Callable[[], None]]] = []
         found += [(at, 0, lambda at=at, items=items: post(at, items)) for at, items in by_time.items()]
-        health: dict[datetime, list[Own]] = {}
-        for own in story.health:
-            health.setdefault(own.occurred_at, []).append(own)
-        found += [(at, 1, lambda at=at, owns=owns: assess(at, owns)) for at, owns in health.items()]
+        own_events: dict[datetime, list[Own]] = {}
+        for own in story.own:
+            own_events.setdefault(own.occurred_at, []).append(own)
+        found += [(at, 1, lambda at=at, owns=owns: tell(at, owns)) for at, owns in own_events.items()]
         found += [(one.at, 2, lambda one=one: hold(one)) for one in story.holds]
         for at, _, happens in sorted(found, key=lambda one: one[:2]):
             while later and min(later)[0] <= at:

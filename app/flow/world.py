@@ -298,14 +298,14 @@ class World:
         at, _, of_account, ident, key = entry
         if of_account:
             home = self._homes[key]
-            return (key, Timer(at, None)) if home.account.due_at == at else None
+            return (key, Timer(at, None, self.now)) if home.account.due_at == at else None
         if self._due.get(ident) != at:
             return None
         standing = self.book.standings.get(self.enrollments[ident][1].campaign)
         if standing is not None and standing.mode == "paused":
             self._frozen.append(entry)
             return None
-        return key, Timer(at, ident)
+        return key, Timer(at, ident, self.now)
 
     def _next_at(self) -> datetime | None:
         if not self._sorted:
