@@ -30,6 +30,7 @@ from app.models import (
     parked,
     source,
     stage_history,
+    suppression,
     usage_day,
 )
 from app.queue import Bells
@@ -365,3 +366,47 @@ def test_an_account_is_as_old_as_its_first_event_whatever_the_batch(engine, tmp_
     run(engine, at("1h"))
     with engine.connect() as conn:
         assert conn.execute(select(account.c.created_at)).scalar_one() == at("1m")
+
+
+SHARED = """
+name: Shared
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+recipients: {roles: [admin, user], pick: first}
+steps: [{id: hello, email: hello.mjml, subject: Hello}]
+"""
+
+
+@pytest.mark.parametrize("batch", [1000, 1])
+def test_an_address_is_as_closed_as_it_is_whoever_has_it_now(engine, tmp_path, batch):
+    """Whoever takes an address that bounced, or leaves one, is reached accordingly by the very batch that tells so."""
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/shared": SHARED})
+    with engine.begin() as conn:
+        conn.execute(suppression.insert().values(person="gone@example.com", scope="bounced", reason="bounced", created_at=at()))
+    ben = identify("ben", email="ben@example.com", roles=["user"])
+    post(engine, identify(email="gone@example.com", roles=["admin"]), ben, track("signed_up"))
+    cy = identify("cy", "birch", email="gone@example.com", roles=["admin"])
+    post(engine, cy, identify("cy", "birch", email="cy@example.com"), track("signed_up", "cy", "birch"), now=at("1m"))
+    run(engine, at("2m"), batch=batch)
+    with engine.connect() as conn:
+        found = select(contact.c.external_id).select_from(message.join(contact, contact.c.id == message.c.contact_id))
+        assert sorted(conn.execute(found).scalars()) == ["ben", "cy"]
+
+
+@pytest.mark.parametrize("batch", [1000, 1])
+def test_an_event_of_the_same_instant_puts_no_daily_look_off(engine, tmp_path, batch):
+    silent = """
+    name: Silent
+    stage: onboarding
+    topic: product
+    enrolls: contact
+    trigger: {inactive: {days: 2}}
+    steps: [{id: miss, email: miss.mjml, subject: Miss}]
+    """
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/silent": silent})
+    post(engine, *ADA)
+    run(engine, at("1h"))
+    post(engine, group(plan="free"), now=at("2d"))
+    run(engine, at("50h"), batch=batch)
+    assert rows(engine, message, message.c.step_id, message.c.created_at) == [("miss", at("2d"))]

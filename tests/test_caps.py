@@ -156,6 +156,21 @@ def test_a_ghost_uses_capacity_and_a_shadow_none(engine, settings, clock):
     assert found[shadow][0] != "sent"
 
 
+def test_a_survey_in_the_shadow_keeps_nobody_from_being_asked(engine, settings, clock):
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW)
+        ada = cast.contact("ada")
+        shadow = cast.message(ada, "ask")
+        live = second(cast, ada, step="ask", due_at=NOW + DAY, expires_at=NOW + 4 * DAY)
+        conn.execute(update(campaign).where(campaign.c.id == cast.campaign_id).values(mode="shadow"))
+        conn.execute(update(enrollment).where(enrollment.c.id == ada.enrollment).values(shadow=True))
+    deliver(engine, settings, clock, transport())
+    clock.now += DAY
+    deliver(engine, settings, clock, transport())
+    found = states(engine)
+    assert (found[shadow][0], found[live]) == ("shadow", ("sent", None))
+
+
 def test_a_person_at_two_accounts_gets_a_step_once(engine, settings, clock):
     with engine.begin() as conn:
         cast = Cast(conn, NOW)

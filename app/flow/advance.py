@@ -25,7 +25,7 @@ from app.queue import Bells
 from app.rules import journey
 from app.rules.book import Book
 from app.rules.facts import Account, Contact, Event, Occurrence, Timer
-from app.rules.identity import contact_values
+from app.rules.identity import contact_values, normalise
 from app.rules.journey import STEERED
 
 log = logging.getLogger("nurture.advance")
@@ -108,6 +108,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
     accounts = _accounts(conn, taken, partition, now)
     batch.book = book = including(conn, book, _versions(accounts, taken))
     strangers = _contacts(conn, taken, now)
+    _addresses(conn, taken)
     accounts = _complete(conn, book, accounts, taken, now)
     batch.before = dict(accounts)
     batch.strangers = strangers
@@ -319,6 +320,19 @@ def _contacts(conn: Connection, taken: _Taken, now: datetime) -> dict[str, Conta
     return states.load_contacts(conn, list(keys), now, lock=True)
 
 
+def _addresses(conn: Connection, taken: _Taken) -> None:
+    """What is closed for the persons whose addresses the batch tells: they may be mailed by the same batch."""
+    told = [
+        (one, person) for one in taken.events if one.event.kind == "identify" and (person := normalise(one.event.properties.get("email")))
+    ]
+    if not told:
+        return
+    closed = dict(conn.exec_driver_sql(_CLOSED, {"persons": sorted({person for _, person in told})}).all())
+    for one, person in told:
+        if person in closed:
+            one.event = replace(one.event, closed=frozenset(closed[person]))
+
+
 def _complete(conn: Connection, book: Book, accounts: dict[str, Account], taken: _Taken, now: datetime) -> dict[str, Account]:
     """Loads the rest of what is known for the accounts where something may be decided."""
     acting = {key for key, occurrence, _ in taken.ordered() if key is not None and journey.needs(book, accounts[key], occurrence)}
@@ -408,6 +422,7 @@ _JOINING = """
 select e.contact_key, p.partition <> %(partition)s, p.received_at, p.event_id from event e join event_pending p on p.event_id = e.id
 where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify')
   and not exists (select from parked k where k.account_key = e.account_key and k.released_at is null)"""
+_CLOSED = "select person, array_agg(scope) from suppression where person = any(%(persons)s) and lifted_at is null group by person"
 _MOVED = "(select unnest(%(id)s::bigint[]) as id, unnest(%(account)s::text[]) as account, unnest(%(place)s::smallint[]) as place) r"
 _MOVE_EVENTS = f"update event e set account_key = r.account from {_MOVED} where e.id = r.id"
 _MOVE_PENDING = f"update event_pending p set account_key = r.account, partition = r.place from {_MOVED} where p.event_id = r.id"

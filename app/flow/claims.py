@@ -41,7 +41,8 @@ with durable as materialized (select set_config('synchronous_commit', 'on', true
 update message m set state = 'claimed', claim = gen_random_uuid(), worker_id = %(worker)s, claimed_at = %(now)s
 from durable
 where durable.commit = 'on' and m.state = 'due' and m.id = any(array(
-    select id from message where state = 'due' and due_at <= %(now)s order by priority desc, due_at limit %(limit)s for update skip locked
+    select id from message where state = 'due' and due_at <= %(now)s
+    order by priority desc, due_at, id limit %(limit)s for update skip locked
 ))
 returning {_CLAIMED}"""
 
@@ -120,7 +121,7 @@ def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[
     rows = conn.exec_driver_sql(_CLAIM, {"worker": worker_id, "now": now, "limit": limit}).all()
     if rows:
         conn.exec_driver_sql(_REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
-    return sorted(rows, key=lambda row: (-row.priority, row.due_at))
+    return sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
 
 
 def commit_dots(conn: Connection, batch: Sequence[Ready], now: datetime) -> tuple[set[UUID], dict[UUID, tuple[str, str, dict]]]:

@@ -264,7 +264,7 @@ _SURVEYED = """
 select c.person, max(coalesce(m.settled_at, m.dot_at, r.at)) from contact c join message m on m.contact_id = c.id
 left join reservation r on r.message_id = m.id
 where c.person = any(%(persons)s) and m.kind = 'survey' and m.id <> all(%(these)s)
-  and (m.state in ('in_dot', 'sent', 'unknown', 'ghosted') or r.message_id is not null)
+  and (m.state in ('in_dot', 'sent', 'unknown', 'ghosted') or (r.message_id is not null and not r.shadow))
 group by c.person"""
 
 

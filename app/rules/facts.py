@@ -157,7 +157,7 @@ class Account:
 @dataclass(frozen=True, slots=True)
 class Event:
     """A dated fact. `id` is its row, None for one that is only now derived; `mark` is None, `too_old` or `backfill`; `source` is who
-    posted it, 0 for the engine itself."""
+    posted it, 0 for the engine itself. Where it tells an address, `closed` are the scopes that are closed for the person behind it."""
 
     name: str
     properties: Mapping[str, Any]
@@ -170,6 +170,7 @@ class Event:
     depth: int = 0
     id: int | None = None
     source: int = 0
+    closed: frozenset[str] = NO_KEYS
 
     @property
     def at(self) -> datetime:

@@ -55,6 +55,7 @@ def contact_values(contact: Contact, event: Event) -> Contact:
         if name == "email":
             person = normalise(value)
             fields["address"], fields["person"] = (value.strip(), person) if person else (None, None)
+            fields["suppressed"] = event.closed
             known = person is not None
         elif rule := _CONTACT.get(name):
             fields[rule[0]] = rule[1](value)

@@ -54,7 +54,9 @@ def finish(turn: Turn) -> Reaction:
     if turn.changed or turn.looked or account is not turn.before:
         past = (*account.past, *turn.past) if turn.past else account.past
         turn.account = account = replace(account, enrollments=tuple(turn.active.values()), past=past)
-        account = replace(account, due_at=next_look(turn))
+        # A look that is due and has not been taken is not put off by what happens at the same instant.
+        due = account.due_at
+        account = replace(account, due_at=due if due is not None and due <= turn.now and not turn.looked else next_look(turn))
     return Reaction(
         account=account,
         enrollments=tuple(turn.changed.values()),
@@ -155,8 +157,10 @@ def learn(turn: Turn, event: Event, roots: set[str]) -> None:
         if learnt:
             look_at_people(turn)
     elif event.name == "nurture.health_changed":
-        score, band = event.properties.get("score"), event.properties.get("band")
-        turn.account = replace(turn.account, health=Health(score, band, event.occurred_at))
+        known = turn.account.health.at
+        if known is None or known <= event.occurred_at:  # what was found since is known already
+            score, band = event.properties.get("score"), event.properties.get("band")
+            turn.account = replace(turn.account, health=Health(score, band, event.occurred_at))
         roots.add("health")
     if event.kind == "track":
         if event.contact and event.depth == 0 and event.mark is None:
