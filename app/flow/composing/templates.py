@@ -24,6 +24,7 @@ OUTPUT_LIMIT = 512 * 1024
 NODE_LIMIT = 2_000
 DEPTH_LIMIT = 60
 LOOP_DEPTH = 2
+HOLE = "–"
 ROOTS = frozenset(
     {"account", "contact", "event", "stage", "milestone", "usage", "health", "enrollment", "response", "now", "mail", "brand"}
 )
@@ -67,18 +68,22 @@ def check(source: str) -> Checked:
 
 
 class Program:
-    """A template that passed `check`, compiled. `html` says whether values are escaped."""
+    """A template that passed `check`, compiled. `html` says whether values are escaped; `holes` that a value which is missing, or which
+    cannot be shown, leaves a dash instead of raising: for notices to staff, never for mails."""
 
     __slots__ = ("_loops", "_root", "_template", "_variables")
 
-    def __init__(self, source: str, html: bool):
+    def __init__(self, source: str, html: bool, holes: bool = False):
         checked = check(source)
         if checked.flaws or checked.tree is None:
             raise RenderSkip("bad_template", {"problems": [f"line {flaw.line}: {flaw.problem}" for flaw in checked.flaws]})
-        environment = HTML if html else TEXT
+        environment = NOTICE if holes else HTML if html else TEXT
         self._loops = next(checked.tree.find_all(nodes.For), None) is not None
         binder = _Binder()
         binder.bind(checked.tree)
+        if holes:
+            for joined in checked.tree.find_all(nodes.Concat):
+                joined.nodes = [nodes.Filter(one, "_shown", [], [], None, None, lineno=one.lineno) for one in joined.nodes]
         code = environment.compile(checked.tree)
         self._template = Template.from_code(environment, code, {})
         self._root: Callable[[Context], Iterator[str]] = self._template.root_render_func
@@ -151,6 +156,29 @@ class _Environment(ImmutableSandboxedEnvironment):
         raise RenderSkip("bad_template", {"problems": ["a template calls nothing"]})
 
 
+class _NoticeEnvironment(_Environment):
+    """One in which nothing that is missing or of the wrong kind stops the text."""
+
+    intercepted_binops = frozenset(("+", "-", "/", "//"))
+    intercepted_unops = frozenset(("-",))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        return _forgiving(super().call_binop)(context, operator, left, right)
+
+    def call_unop(self, context: Context, operator: str, arg: Any) -> Any:
+        return _forgiving(super().call_unop)(context, operator, arg)
+
+
+def _forgiving(function: Callable[..., Any], otherwise: Callable[[], Any] = lambda: Missing("a part of it")) -> Callable[..., Any]:
+    def forgive(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except (RenderSkip, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return otherwise()
+
+    return forgive
+
+
 class _Undefined(Undefined):
     """Stands for a name that neither the data nor the template knows; the checker lets none through."""
 
@@ -160,11 +188,17 @@ class _Undefined(Undefined):
         raise RenderSkip("missing_value", {"path": self._undefined_name})
 
 
-def _environment(html: bool) -> Environment:
-    environment = _Environment(autoescape=html, undefined=_Undefined, finalize=shown, keep_trailing_newline=True, cache_size=0)
+def _environment(html: bool, holes: bool = False) -> Environment:
+    show = _forgiving(shown, lambda: HOLE) if holes else shown
+    kind = _NoticeEnvironment if holes else _Environment
+    environment = kind(autoescape=html, undefined=_Undefined, finalize=show, keep_trailing_newline=True, cache_size=0)
     environment.globals.clear()
     environment.filters.clear()
-    environment.filters.update(FILTERS, _each=each)
+    if holes:
+        filters = {name: _forgiving(function) for name, function in FILTERS.items()}
+        environment.filters.update(filters, _each=_forgiving(each, list), _shown=show)
+    else:
+        environment.filters.update(FILTERS, _each=each)
     environment.tests.clear()
     environment.tests.update(TESTS)
     return environment
@@ -172,6 +206,7 @@ def _environment(html: bool) -> Environment:
 
 HTML = _environment(html=True)
 TEXT = _environment(html=False)
+NOTICE = _environment(html=False, holes=True)
 
 _ALLOWED = (
     nodes.Template,
