@@ -31,6 +31,7 @@ class Settings:
     base_url        the public address of the links in mails, without a slash at the end
     secret_key      signs sessions of the console; made once and kept in the home when not given
     campaigns       folder with `lifecycle.yaml`
+    allow_hosts     places that alerts and webhooks may call besides public ones over https (X-22): (scheme, host, port)
     """
 
     home: Path
@@ -40,6 +41,7 @@ class Settings:
     base_url: str
     secret_key: str
     campaigns: Path
+    allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
 
     @property
     def base_host(self) -> str:
@@ -68,6 +70,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         base_url=_base_url(base_url),
         secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
         campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
+        allow_hosts=_allow_hosts(overrides.get("allow_hosts") or env.get("NURTURE_ALLOW_HOSTS")),
     )
 
 
@@ -80,6 +83,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SMTP_URL": settings.smtp_url,
         "NURTURE_BASE_URL": settings.base_url,
         "NURTURE_CAMPAIGNS": str(settings.campaigns),
+        "NURTURE_ALLOW_HOSTS": " ".join(f"{scheme}://{host}:{port}" for scheme, host, port in sorted(settings.allow_hosts)),
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
 
@@ -148,6 +152,23 @@ def _campaigns(value: str | os.PathLike | None) -> Path:
     if not folder.is_dir():
         raise SettingError("NURTURE_CAMPAIGNS", f"{folder} is not a folder")
     return folder
+
+
+def _allow_hosts(value: str | None) -> frozenset[tuple[str, str, int]]:
+    """`crm.internal http://127.0.0.1:9000`: https and its port unless an entry says otherwise."""
+    found = set()
+    for entry in (value or "").replace(",", " ").split():
+        parts = urlsplit(entry if "://" in entry else f"https://{entry}")
+        try:
+            port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+            if not parts.hostname or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+                raise ValueError
+        except (KeyError, ValueError):
+            problem = f"{entry!r} is not a host; write it like crm.internal, crm.internal:8443 or http://127.0.0.1:9000"
+            raise SettingError("NURTURE_ALLOW_HOSTS", problem) from None
+        host = parts.hostname.rstrip(".")
+        found.add((parts.scheme, f"[{host}]" if ":" in host else host, port))
+    return frozenset(found)
 
 
 def _secret_key(home: Path, value: str | None) -> str:

@@ -13,7 +13,8 @@
     │   └── TooOften            an answer was changed too often within an hour
     ├── NotFound                a thing named by the caller does not exist
     ├── RenderSkip              a message must not be sent as it would have a hole; carries the reason
-    └── SendError               a transport did not take a message; carries the phase and the class
+    ├── SendError               a transport did not take a message; carries the phase and the class
+    └── CallError               a call of another system got no answer; carries the class
 
 `InputError` is the caller's fault and becomes a 4xx; every other one is ours and becomes a 5xx, a parked occurrence or a stop at
 start-up.
@@ -119,3 +120,15 @@ class SendError(NurtureError):
         self.phase = phase
         self.code = code
         self.text = text
+
+
+class CallError(NurtureError):
+    """A call of another system got no answer.
+
+    `outcome` is `refused` (it must not be made), `unsent` (nothing of it went out) or `unknown` (it may have been taken).
+    """
+
+    def __init__(self, outcome: str, problem: str):
+        super().__init__(problem)
+        self.outcome = outcome
+        self.problem = problem

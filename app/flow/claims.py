@@ -32,7 +32,7 @@ log = logging.getLogger("nurture.deliver")
 _CLAIMED = """m.id, m.claim, m.enrollment_id, m.campaign_id, m.version_id, m.step_id, m.occurrence, m.account_id, m.contact_id,
     m.kind, m.topic, m.priority, m.due_at, m.expires_at, m.attempts, m.reason, m.message_header"""
 
-_REGISTER = """
+REGISTER = """
 insert into worker (id, host, pid, started_at, heartbeat_at) values (%(id)s, %(host)s, %(pid)s, clock_timestamp(), clock_timestamp())
 on conflict (id) do update set heartbeat_at = clock_timestamp(), stopped_at = null"""
 
@@ -120,7 +120,7 @@ def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[
     """
     rows = conn.exec_driver_sql(_CLAIM, {"worker": worker_id, "now": now, "limit": limit}).all()
     if rows:
-        conn.exec_driver_sql(_REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
+        conn.exec_driver_sql(REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
     return sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))
 
 

@@ -25,6 +25,12 @@ FULL = frozenset({"5.2.2", "4.2.2"})
 # The relay wants us to sign in, or to sign in otherwise: nothing that another recipient would change.
 SIGN_IN = frozenset({530, 534, 535, 538})
 
+# How alerts and webhooks are tried again (Standard Webhooks), with the same jitter. The last one repeats until they are given up.
+CALL_SCHEDULE = tuple(timedelta(seconds=seconds) for seconds in (5, 60, 300, 1200, 3600, 7200, 14400))
+GIVEN_UP_AFTER = timedelta(hours=24)
+AGAIN = frozenset({408, 425, 429})  # refusals that another attempt may change, besides all of 500 and above
+NOBODY_KNOWS = 504  # a gateway that waited in vain: what stands behind it may have taken the call
+
 _ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?![\d.])")
 _DELAY = re.compile(r"\b(\d{1,5})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b", re.IGNORECASE)
 _UNKNOWN_USER = re.compile(
@@ -78,6 +84,7 @@ class Ending:
 
 
 SENT = Ending("sent", None, "sent")
+DONE = Ending("done", "effect_done")
 
 
 def ending(error: SendError, message_id: UUID, attempts: int, now: datetime, expires_at: datetime) -> Ending:
@@ -96,6 +103,38 @@ def ending(error: SendError, message_id: UUID, attempts: int, now: datetime, exp
     if again >= expires_at:
         return Ending("skipped", "expired", "deferred", sort=sort, enhanced=code)
     return Ending("due", "deferred", "deferred", due_at=again, sort=sort, enhanced=code)
+
+
+def answered(status: int, named: timedelta | None, repeats: bool, effect_id: UUID, attempts: int, now: datetime, since: datetime) -> Ending:
+    """What follows from the answer to the `attempts`-th call of an effect that is due since `since`: taken, refused, or again later, not
+    before the `named` time. `repeats` as in `unanswered`. A redirect is a refusal, as none is followed."""
+    if 200 <= status < 300:
+        return DONE
+    if status == NOBODY_KNOWS:
+        return unanswered("unknown", repeats, effect_id, attempts, now, since)
+    if status in AGAIN or status >= 500:
+        return later(effect_id, attempts, now, since, named)
+    return Ending("failed", "effect_refused")
+
+
+def unanswered(outcome: str, repeats: bool, effect_id: UUID, attempts: int, now: datetime, since: datetime) -> Ending:
+    """What follows from a call that got no answer; `outcome` is CallError's. `repeats` says that whoever is called recognises a call that
+    comes twice, as Standard Webhooks asks; to anybody else, what may have been taken is never sent again."""
+    if outcome == "refused":
+        return Ending("failed", "unsafe_address")
+    if outcome == "unknown" and not repeats:
+        return Ending("unknown", "effect_unknown")
+    return later(effect_id, attempts, now, since)
+
+
+def later(effect_id: UUID, attempts: int, now: datetime, since: datetime, named: timedelta | None = None) -> Ending:
+    """Again by the schedule, or not before the time that was named, an hour at most; given up a day after `since`."""
+    delay = CALL_SCHEDULE[min(attempts, len(CALL_SCHEDULE)) - 1] * (1 - JITTER + 2 * JITTER * hash_share("call", effect_id, attempts))
+    if named is not None:
+        delay = max(delay, min(named, NAMED_DELAY_LIMIT))
+    if now + delay >= since + GIVEN_UP_AFTER:
+        return Ending("failed", "effect_given_up")
+    return Ending("due", "effect_waits", due_at=now + delay)
 
 
 def about_the_relay(error: SendError) -> bool:
