@@ -36,6 +36,11 @@ def deliver() -> None:
     workplace().sender.ring()
 
 
+def notify() -> None:
+    """Has this process look for alerts and webhooks that are due."""
+    workplace().notifier.ring()
+
+
 def assess() -> None:
     """Assesses the health of the accounts whose turn it is."""
     from app.flow.assess import assess_due
@@ -54,10 +59,43 @@ def settle() -> None:
 
 def recover() -> None:
     """Takes back what dead workers had claimed."""
-    from app.flow import deliver as flow
+    from app.flow import deliver, notify
 
     here = workplace()
-    flow.recover(here.engine, clock, here.bells)
+    deliver.recover(here.engine, clock, here.bells)
+    notify.recover(here.engine, clock, here.bells)
+
+
+class Notifier:
+    """Runs `flow.notify` in a thread of its own, as a customer's server may take ten seconds to answer. Each run claims under an id of its
+    own, so that the end of one is never taken for the death of another."""
+
+    def __init__(self, settings: Settings, engine: Engine, bells: Bells, stopping: Event):
+        self._settings, self._engine, self._bells, self._stopping = settings, engine, bells, stopping
+        self._starting = Lock()
+        self._thread: Thread | None = None
+
+    def ring(self) -> None:
+        """Look for what is due. Returns at once. A ring that comes just as a run ends is the next tick's to repeat."""
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = Thread(target=self._run, name="notify")
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the run to end, which `stopping` has been asked to."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        from app.flow import notify as flow
+
+        try:
+            flow.run(self._engine, self._settings, uuid4(), clock, self._bells, stopping=self._stopping.is_set)
+        except DBAPIError as error:
+            log.warning("alerts and webhooks: the database does not answer: %s", str(error.orig).strip().partition("\n")[0])
+        except Exception:
+            log.exception("alerts and webhooks failed; the next tick has them start again")
 
 
 class Sender:
@@ -106,6 +144,7 @@ class Workplace:
     worker_id: UUID
     stopping: Event
     sender: Sender
+    notifier: Notifier
 
 
 @cache
@@ -115,7 +154,8 @@ def workplace() -> Workplace:
     if not settings.database_url:
         raise SettingError("DATABASE_URL", "is needed to work; `nurture up` sets it for the workers it starts")
     engine, bells, worker_id, stopping = connect(settings.database_url), Bells(settings.redis_url), uuid4(), Event()
-    return Workplace(settings, engine, bells, worker_id, stopping, Sender(settings, engine, bells, worker_id, stopping))
+    sender = Sender(settings, engine, bells, worker_id, stopping)
+    return Workplace(settings, engine, bells, worker_id, stopping, sender, Notifier(settings, engine, bells, stopping))
 
 
 def clock() -> datetime:

@@ -80,6 +80,10 @@ class Bells:
         """There is mail to send."""
         self._ring(DELIVER, [("deliver", "app.jobs.deliver", ())])
 
+    def notify(self) -> None:
+        """There are alerts or webhooks to send."""
+        self._ring(DELIVER, [("notify", "app.jobs.notify", ())])
+
     def assess(self) -> None:
         """The health of some accounts is to be assessed."""
         self._ring(CHORES, [("assess", "app.jobs.assess", ())])
@@ -89,7 +93,7 @@ class Bells:
         self._ring(CHORES, [("settle", "app.jobs.settle", ())])
 
     def recover(self) -> None:
-        """Some messages are claimed by a worker that is dead."""
+        """Some messages, alerts or webhooks are claimed by a worker that is dead."""
         self._ring(CHORES, [("recover", "app.jobs.recover", ())])
 
     def _ring(self, name: str, bells: Sequence[tuple[str, str, tuple]]) -> None:
@@ -142,6 +146,7 @@ class Due:
     assessments: bool
     hits: bool
     claims: bool
+    effects: bool = False
 
 
 def tick(conn: Connection, bells: Bells, now: datetime) -> Due:
@@ -159,6 +164,8 @@ def ring(bells: Bells, due: Due) -> None:
     bells.advance(due.partitions)
     if due.messages:
         bells.deliver()
+    if due.effects:
+        bells.notify()
     if due.claims:
         bells.recover()
     if due.hits:
@@ -217,5 +224,10 @@ _REST = text("""
             select from message m left join worker w on w.id = m.worker_id
             where m.state in ('claimed', 'in_dot')
               and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
-        ) as claims
+        ) or exists (
+            select from effect f left join worker w on w.id = f.worker_id
+            where f.state = 'claimed'
+              and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
+        ) as claims,
+        exists (select from effect where state = 'due' and due_at <= :now) as effects
 """)

@@ -37,7 +37,7 @@ log = logging.getLogger("nurture.work")
 
 ROLES = {"advance": [ADVANCE, CHORES], "deliver": [DELIVER], "clock": []}
 # What a role runs is imported before its first job, not during it.
-FLOWS = {"advance": ["advance", "assess", "track", "deliver"], "deliver": ["deliver"], "clock": []}
+FLOWS = {"advance": ["advance", "assess", "track", "deliver", "notify"], "deliver": ["deliver", "notify"], "clock": []}
 GRACE = {"advance": 5.0, "deliver": 8.0, "clock": 2.0}
 
 
@@ -116,6 +116,7 @@ def run_listener(role: str, stop: Stop) -> None:
             look(role, stop)
         stop.asked.wait(max(0.05, began + 1 - time.monotonic()))
     here.sender.finish()
+    here.notifier.finish()
 
 
 def look(role: str, stop: Stop) -> None:
@@ -142,6 +143,9 @@ class _ByHand:
 
     def deliver(self) -> None:
         self._do(DELIVER, jobs.deliver)
+
+    def notify(self) -> None:
+        self._do(DELIVER, jobs.notify)
 
     def assess(self) -> None:
         self._do(CHORES, jobs.assess)

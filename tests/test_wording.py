@@ -85,7 +85,7 @@ def test_a_webhook_keeps_the_kinds_of_sole_tags():
     }
     made = payload(effect("webhook", {"to": "crm", "data": data}, contact="ada"), make_account(name="Acorn"), "First value")
     body = made["body"]
-    assert (made["to"], body["type"], body["timestamp"]) == ("crm", "nurture.step", "2026-03-02T09:00:00+00:00")
+    assert (made["to"], body["type"], body["timestamp"]) == ("crm", "campaign.step", "2026-03-02T09:00:00+00:00")
     assert body["data"]["values"] == {"count": 3, "seats": None, "when": None, "said": "Acorn!", "n": 1}
     assert body["data"]["account"]["id"] == "acorn"
     assert body["data"]["contact"] == {"id": "ada", "email": "ada@example.com", "first_name": "Ada", "last_name": None}

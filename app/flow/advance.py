@@ -79,6 +79,8 @@ def run_partition(engine: Engine, bells: Bells, partition: int, clock: Callable[
             continue
         if done.mail_due:
             bells.deliver()
+        if done.effects_due:
+            bells.notify()
         if done.ring:
             bells.advance(done.ring)
         if done.busy:

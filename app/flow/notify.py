@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, Row
@@ -29,7 +29,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.config import PRODUCT, VERSION, Settings
 from app.db import insert_rows
-from app.errors import CallError, NotFound, RenderSkip, SendError
+from app.errors import CallError, RenderSkip, SendError
 from app.flow import claims, mime, publish
 from app.flow.channels import Channel, Sealed, find_channels
 from app.flow.claims import Heartbeat
@@ -102,14 +102,14 @@ def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead
 
 def send_test(settings: Settings, channel: Channel, lifecycle: Lifecycle, transport: Transport, now: datetime, caller: Caller) -> str:
     """Sends a word through the channel, at once and once; returns what the other side said. Raises NurtureError when it took nothing."""
-    ident = UUID(int=time.time_ns())
+    ident = uuid4()
     words = Words(f"{PRODUCT}: test of the channel {channel.name}", f"The channel {channel.name} of {PRODUCT} works.", "", None)
     if channel.kind == "email":
         return asyncio.run(_mail(transport, _letter(ident, ("", channel.address), words, lifecycle, now)))
-    data = {"type": "nurture.test", "timestamp": now.isoformat(), "data": {"channel": channel.name}}
+    data = {"type": "channel.test", "timestamp": now.isoformat(), "data": {"channel": channel.name}}
     answer = _post(caller, channel, words, data, f"msg_{ident.hex}", now)
     if not 200 <= answer.status < 300:
-        raise NotFound(f"{channel.shown} answered {answer.status}: {_said(answer)}")
+        raise CallError("unknown", f"{channel.shown} answered {answer.status}: {_said(answer)}")
     return str(answer.status)
 
 
@@ -216,7 +216,7 @@ class Desk:
         if row.kind == "webhook":
             return row.payload["body"]
         data = {name: row.payload[name] for name in ("subject", "text", "about")}
-        return {"type": "nurture.alert", "timestamp": row.created_at.isoformat(), "data": data}
+        return {"type": "campaign.alert", "timestamp": row.created_at.isoformat(), "data": data}
 
     def _later(self, row: Row) -> Ending:
         return later(row.id, 1, self.clock(), row.created_at)

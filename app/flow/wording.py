@@ -96,7 +96,7 @@ def _webhook(effect: NewEffect, account: Account, campaign: str) -> dict[str, An
         "enrollment": str(effect.enrollment),
         "values": {_CONTROLS.sub("", name): _value(one, effect.values) for name, one in effect.spec["data"].items()},
     }
-    return {"to": effect.spec["to"], "body": {"type": "nurture.step", "timestamp": effect.created_at.isoformat(), "data": data}}
+    return {"to": effect.spec["to"], "body": {"type": "campaign.step", "timestamp": effect.created_at.isoformat(), "data": data}}
 
 
 def _value(value: Any, values: Mapping[str, Any]) -> Any:
