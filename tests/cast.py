@@ -169,6 +169,32 @@ class Cast:
         )
         return message_id
 
+    def effect(self, person: Person, kind: str = "alert", to: str = "owner", step: str = "tell", occurrence: int = 1, **values) -> UUID:
+        """An alert or a webhook about the person, due now."""
+        effect_id = hash_id("effect", person.enrollment, step, occurrence, person.key)
+        about = {"account": person.account_key, "account_name": person.account_key.title(), "contact": person.key}
+        about |= {"contact_name": person.key.title(), "campaign": "onboarding/first-value", "campaign_name": "First value", "step": step}
+        owner = {"name": "Olu Owner", "email": "olu@acorn.test"}
+        alert = {"to": to, "owner": owner, "subject": "Acorn: Acorn is stuck", "text": "Acorn is stuck", "about": about}
+        body = {"type": "campaign.step", "timestamp": self.now.isoformat(), "data": {"step": step, "values": {"n": 1}}}
+        defaults = {"payload": alert if kind == "alert" else {"to": to, "body": body}, "state": "due", "due_at": self.now}
+        self.conn.execute(
+            models.effect.insert().values(
+                id=effect_id,
+                kind=kind,
+                enrollment_id=person.enrollment,
+                campaign_id=self.campaign_id,
+                version_id=self.version_id,
+                step_id=step,
+                occurrence=occurrence,
+                account_id=person.account_id,
+                contact_id=person.id,
+                created_at=self.now,
+                **{**defaults, **values},
+            )
+        )
+        return effect_id
+
     def messages(self, count: int) -> list[UUID]:
         """One due message each to so many contacts of so many accounts."""
         return [self.message(self.contact(f"person-{number}", self.account(f"account-{number}"))) for number in range(count)]
