@@ -15,25 +15,15 @@ from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
+from app.rules import shortfall
 from app.rules.facts import Account, Event, Milestone, Scope, Usage
+from app.rules.missing import MISSING, moment, plain
+from app.rules.shortfall import Clause, Shortfall
 
 LIMIT = 4_000  # characters of an expression
 NODES = 400
 
 
-class _Missing:
-    """A value that was never set. False, and equal to nothing."""
-
-    __slots__ = ()
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __repr__(self) -> str:
-        return "missing"
-
-
-MISSING: Any = _Missing()
 Getter = Callable[[Scope], Any]
 Path = tuple[str, ...]
 
@@ -67,6 +57,8 @@ class Condition:
     roots: frozenset[str]
     _test: Getter
     _open: tuple[tuple[Path, Getter], ...]
+    _seen: tuple[tuple[str, Getter], ...]
+    _clause: Clause
 
     def test(self, scope: Scope) -> bool:
         return bool(self._test(scope))
@@ -76,8 +68,17 @@ class Condition:
         return [".".join(path) for path, get in self._open if get(scope) is MISSING]
 
     def seen(self, scope: Scope) -> dict[str, Any]:
-        """What it read, for the ledger: {path: value}, missing ones as null."""
-        return {".".join(path): plain(value_of(path, scope)) for path in sorted(self.reads)}
+        """What it read: {path: value}, missing ones as null."""
+        return {path: plain(get(scope)) for path, get in self._seen}
+
+    def shortfall(self, scope: Scope) -> tuple[Shortfall, ...]:
+        """The fewest comparisons that explain why it is not true, and by how much; where it is true, those that make it so."""
+        return self._clause.why(scope)
+
+    def evidence(self, scope: Scope) -> dict[str, Any]:
+        """What the ledger keeps of a decision by it: what it read, and under `because` what it failed on, or holds by, in few words."""
+        read = {path: shortfall.short(get(scope)) for path, get in self._seen}
+        return {**read, "because": shortfall.compact(self.shortfall(scope))}
 
     @property
     def with_time(self) -> bool:
@@ -98,11 +99,16 @@ def compile_condition(source: str, schema: Schema) -> Condition:
     if not isinstance(output, nodes.Output) or len(output.nodes) != 1:
         raise ConditionError("not a single expression")
     translator = _Translator(schema)
-    test = translator.translate(output.nodes[0])
+    try:
+        test = translator.translate(output.nodes[0])
+        clause = shortfall.clause_of(output.nodes[0], _Translator(schema).translate, lambda path: _getter(tuple(path.split(".")), None))
+    except RecursionError as error:
+        raise ConditionError("not an expression: nested too deeply") from error
     reads = frozenset(translator.reads)
     roots = frozenset(".".join(path[:2]) if path[0] == "usage" else path[0] for path in reads)
     open_paths = tuple((path, _getter(path, schema)) for path in sorted(translator.compared) if path[0] in ("account", "contact"))
-    return Condition(source, reads, roots, test, open_paths)
+    seen = tuple((".".join(path), _getter(path, None)) for path in sorted(reads))
+    return Condition(source, reads, roots, test, open_paths, seen, clause)
 
 
 def paths_in(text: str) -> frozenset[str]:
@@ -149,17 +155,6 @@ def value_of(path: Path, scope: Scope, schema: Schema | None = None) -> Any:
         return _getter(path, schema)(scope)
     except ConditionError:
         return MISSING
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can carry it: sets sorted, MISSING as None."""
-    if value is MISSING:
-        return None
-    if isinstance(value, (frozenset, set, tuple)):
-        return sorted(value) if all(isinstance(one, str) for one in value) else list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value
 
 
 # The names -----------------------------------------------------------------------------------------------------------
@@ -264,7 +259,7 @@ def _event_getter(rest: Path) -> Getter:
     if rest == ("name",):
         return lambda scope: _of_event(scope.event, "name")
     if rest == ("occurred_at",):
-        return lambda scope: _moment(_of_event(scope.event, "occurred_at"))
+        return lambda scope: moment(_of_event(scope.event, "occurred_at"))
     if len(rest) >= 2 and rest[0] == "properties":
         deeper = rest[1:]
         return lambda scope: _dig(_of_event(scope.event, "properties"), deeper)
@@ -351,7 +346,7 @@ def typed(value: Any, kind: str | None) -> Any:
     if kind == "boolean":
         return value if isinstance(value, bool) else MISSING
     if kind == "date":
-        return _moment(value)
+        return moment(value)
     if kind == "list":
         return value if isinstance(value, (list, tuple)) else MISSING
     return value
@@ -373,18 +368,6 @@ def _dig(value: Any, path: Path) -> Any:
             return MISSING
         value = value[part]
     return _known(value)
-
-
-def _moment(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value
-    if isinstance(value, str):
-        try:
-            found = datetime.fromisoformat(value)
-        except ValueError:
-            return MISSING
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
-    return MISSING
 
 
 def _nearest(name: str, names: Iterable[str], root: str | None) -> str | None:
@@ -437,7 +420,7 @@ _CALCULATE = {nodes.Add: lambda a, b: a + b, nodes.Sub: lambda a, b: a - b, node
 
 
 def _days_between(early: Any, late: Any) -> Any:
-    early, late = _moment(early), _moment(late)
+    early, late = moment(early), moment(late)
     return MISSING if early is MISSING or late is MISSING else (late - early) / timedelta(days=1)
 
 

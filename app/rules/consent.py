@@ -53,11 +53,11 @@ def gate(
     scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
     goal = version.goal_when
     if goal is not None and campaign.goal.then == "exit" and goal.test(scope):
-        return decide("goal", "no", "goal_met", goal.seen(scope))
+        return decide("goal", "no", "goal_met", goal.evidence(scope))
     if version.exit_when is not None and version.exit_when.test(scope):
-        return decide("exit", "no", "exit_when", version.exit_when.seen(scope))
+        return decide("exit", "no", "exit_when", version.exit_when.evidence(scope))
     if version.audience is not None and not version.audience.test(scope):
-        return decide("audience", "no", "not_in_audience", version.audience.seen(scope))
+        return decide("audience", "no", "not_in_audience", version.audience.evidence(scope))
     held = account.held or contact.held
     if held and topic != TRANSACTIONAL:
         return decide("hold", "wait", "held", {"why": held, "until": (now + LOOK_AGAIN).isoformat()})

@@ -63,14 +63,14 @@ def consider(turn: Turn, version: Version, event: Event, entry: Mapping[str, Any
     scope = Scope(turn.account, turn.now, contact, event)
     for condition, gate, reason in ((version.goal_when, "goal", "goal_already_met"), (version.exit_when, "exit", "exit_already_met")):
         if condition is not None and condition.test(scope):
-            refuse(turn, version, event, gate, reason, condition.seen(scope))
+            refuse(turn, version, event, gate, reason, condition.evidence(scope))
             return True
     if version.audience is not None and not version.audience.test(scope):
         if paths := version.audience.missing(scope):
             if not again:
                 open_candidate(turn, version, event, paths)
             return False
-        refuse(turn, version, event, "audience", "not_in_audience", version.audience.seen(scope))
+        refuse(turn, version, event, "audience", "not_in_audience", version.audience.evidence(scope))
         return True
     enroll(turn, version, event, entry, subject, shadow)
     return True

@@ -329,7 +329,7 @@ def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[s
             return True
     condition = version.exit_when
     if condition is not None and touches(turn, condition, roots) and condition.test(turn.scope(enrollment, event)):
-        turn.decide("exit", "yes", "exit_when", enrollment=enrollment, evidence=condition.seen(turn.scope(enrollment, event)))
+        turn.decide("exit", "yes", "exit_when", enrollment=enrollment, evidence=condition.evidence(turn.scope(enrollment, event)))
         turn.end(enrollment, "exited", "exit_when")
         return True
     return False

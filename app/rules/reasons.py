@@ -5,8 +5,8 @@ A code that is used anywhere must be here (a test reads the source tree for code
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 # gate → what people call it, in the order in which the gates are asked.
@@ -163,6 +163,20 @@ def span(value: timedelta) -> str:
     return f"{seconds} seconds"
 
 
+def because(found: Sequence[Mapping[str, Any]]) -> str:
+    """What a condition failed on, or holds by (`Condition.evidence`), in words: "usage.logins.last_7d was 3, 2 short of 5"."""
+    return "; ".join(map(_because, found))
+
+
+def about(seconds: float) -> str:
+    """`2.4 days`, `5 hours`, `12 minutes`: a span rounded for people."""
+    for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = f"{seconds / size:.1f}".removesuffix(".0")
+            return f"{count} {name}{'' if count == '1' else 's'}"
+    return "less than a minute"
+
+
 def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     if reason == "missing" and evidence.get("paths"):
         return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
@@ -172,6 +186,8 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
         return f"Event: {evidence['event']}."
     if reason == "wrong_role":
         return f"Wanted: {', '.join(evidence.get('wanted', ()))}; has: {', '.join(evidence.get('has', ())) or 'none'}."
+    if evidence.get("because"):
+        return because(evidence["because"]) + "."
     if reason == "where_failed" and evidence.get("where"):
         seen = "; ".join(f"{path} was {shown(value)}" for path, value in evidence.items() if path != "where")
         return f"It asks for {evidence['where']}; {seen}."
@@ -193,14 +209,76 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     return ""
 
 
+def _because(one: Mapping[str, Any]) -> str:
+    if "any" in one:
+        arms = [" and ".join(map(_because, arm)) for arm in one["any"]]
+        return "either " + " or ".join(arms) + (f" or one of {one['more']} more" if one.get("more") else "")
+    what, was, asked, wanted = one["what"], one["was"], one["is"], one.get("wanted")
+    if one.get("raw"):
+        return f"{what} was {shown(was)}, which is not of its declared type, so it reads as never set"
+    if one.get("unit") == "days" and isinstance(was, float):
+        was = round(was, 1)
+    said = f"{what} could not be worked out" if one.get("unknown") else f"{what} was {shown(was)}"
+    against = f" ({one['against']})" if one.get("against") else ""
+    if one.get("holds"):
+        plainly = asked in ("==", "true", "false", "missing", "set") and not against
+        return said if plainly else f"{said} ({_ASKED[asked]} {shown(wanted)}{against})"
+    if asked in ("set", "missing"):
+        return said if asked == "set" else f"{said}, wanted never set"
+    if asked in ("true", "false"):
+        return f"{said}, wanted {asked}"
+    if asked == "has" and was is not None:
+        return f"{said}, without {shown(wanted)}{against}"
+    by = one.get("by")
+    if not by or was is None:
+        return f"{said}, wanted {'' if asked == '==' else _ASKED[asked] + ' '}{shown(wanted)}{against}"
+    low = asked.startswith(">") or (asked == "==" and was < wanted)
+    if unit := one.get("unit"):
+        # Days until a date grow fewer, all other dates and spans grow.
+        early = low != ("days_until" in what)
+        return f"{said}, {about(by * 86400 if unit == 'days' else by)} too {'early' if early else 'late'}{against}"
+    if one.get("beyond"):
+        return f"{said}, {shown(by)} {'short' if low else 'too much'}, wanted {_ASKED[asked]} {shown(wanted)}{against}"
+    # Of whole numbers, more than 5 is 6 at least.
+    bound = wanted + {">": 1, "<": -1}.get(asked, 0)
+    return f"{said}, {shown(by)} {'short of' if low else 'above'} {shown(bound)}{against if bound == wanted else ''}"
+
+
+_ASKED = {
+    "==": "is",
+    "!=": "not",
+    "<": "less than",
+    "<=": "at most",
+    ">": "more than",
+    ">=": "at least",
+    "in": "one of",
+    "not in": "none of",
+    "has": "with",
+    "has not": "without",
+}
+
+
 def shown(value: Any) -> str:
     """A value as a sentence can carry it."""
     if value is None:
         return "never set"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1e15 else f"{value:g}"
     if isinstance(value, str):
-        return f"“{value}”"
+        return _moment(value) or f"“{value}”"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "empty"
     return str(value)
+
+
+def _moment(value: str) -> str | None:
+    """A moment as the ledger writes it, for people; None for any other text."""
+    if len(value) < 20 or value[10] != "T":
+        return None
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if found.tzinfo else None

@@ -354,7 +354,7 @@ def do_branch(turn: Turn, enrollment: Enrollment, node: Node) -> None:
     for number, (condition, step) in enumerate(node.arms):
         if condition is None or condition.test(scope):
             evidence = {"arm": number + 1, "when": condition.source if condition else "else"}
-            evidence |= condition.seen(scope) if condition else {}
+            evidence |= condition.evidence(scope) if condition else {}
             turn.decide("branch", "yes", "branch_taken", enrollment=enrollment, step=node.id, evidence=evidence)
             go(turn, enrollment, step)
             return
