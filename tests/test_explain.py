@@ -134,7 +134,7 @@ def test_what_is_sent_what_waits_and_what_comes_later(tell, settings):
     story = tell.only()
     assert [(one.step, one.state, one.subject) for one in story.letters] == [("hello", "sent", "Hello Ada"), ("more", "not_made", "More")]
     assert story.step == "settle" and story.due_at == START + timedelta(days=2)
-    assert story.letters[1].text == reasons.SENTENCES["not_reached"]
+    assert story.letters[1].text == reasons.SENTENCES["not_reached"] + " It is at settle until 2026-03-04 09:00 UTC."
     assert [line.reason for line in story.way if line.gate == "trigger"] == ["enrolled"]
 
 
@@ -277,7 +277,7 @@ def test_the_command_prints_it_readably_and_as_json(tell):
     tell.happens(*acorn(), track("workspace_created", plan="team"))
     found = tell.why()
     words = "\n".join(ask.written(found))
-    assert "Welcome (a/welcome, live) at acorn" in words and "… hello: Hello" in words
+    assert "Welcome (a/welcome, live, version 1) at acorn" in words and "… hello: Hello" in words
     assert "It starts when the milestone first_value is reached." in " ".join(words.split())
     assert max(map(len, words.splitlines())) <= 120
     every = "\n".join(ask.written(found, True))

@@ -51,7 +51,7 @@ def world(**values) -> Scope:
         ("usage.logins.last_7d >= usage.logins.previous_7d", "usage.logins.last_7d was 3, 2 short of 5 (usage.logins.previous_7d)"),
         ("utilization > 0.9", "utilization was 0, 0.9 short, wanted more than 0.9"),
         ("account.touch == 'smb'", "account.touch was “high”, wanted “smb”"),
-        ("account.touch != 'high'", "account.touch was “high”, wanted not “high”"),
+        ("account.touch != 'high'", "account.touch was “high”, wanted anything but “high”"),
         ("account.touch in ['smb', 'mid']", "account.touch was “high”, wanted one of smb, mid"),
         ("'champion' in contact.roles", "contact.roles was admin, without “champion”"),
         ("health.score < 60", "health.score was never set, wanted less than 60"),

@@ -57,6 +57,7 @@ SENTENCES: dict[str, str] = {
     "before_published": "The trigger event happened before this campaign was published, and publishing looks forward only.",
     "no_campaign": "There is no campaign of that name.",
     "stage_loop": "The rules of the stages lead back to a stage that was left by the same event, so the account stays where it is.",
+    "not_published": "The campaign was not published yet.",
     "loop": "Derived events followed each other more than eight deep, so the chain was cut.",
     # The way through
     "goal_met": "The goal is met.",
@@ -130,6 +131,31 @@ SENTENCES: dict[str, str] = {
     "relay_unavailable": "The relay cannot be reached; it is tried again.",
     "held_out": "The account is in the holdout, which gets nothing so that the effect can be measured.",
     "shadow": "The campaign runs in shadow: the message is kept instead of sent.",
+    # Gates that are open, or were not asked
+    "not_asked": "Not asked: a gate before it was shut.",
+    "no_rule": "The campaign has no rule of this kind.",
+    "exempt": "Transactional mail is exempt.",
+    "triggered": "What starts the campaign happened.",
+    "campaign_running": "The campaign was running.",
+    "free_to_enter": "Nothing was in the way of entering: no active enrollment, and re-entry allows it.",
+    "enrollment_active": "The enrollment was active.",
+    "goal_open": "The goal was not met.",
+    "exit_open": "The condition for leaving was not true.",
+    "in_audience": "The audience's condition was true.",
+    "not_held": "Neither the account nor the contact was on hold.",
+    "reachable": "The contact is among those the campaign writes to, and has an address.",
+    "not_suppressed": "The person had not opted out, and the address may be written to.",
+    "not_quarantined": "No survey had asked the person too recently.",
+    "window_open": "The send window was open.",
+    "under_caps": "No cap was reached.",
+    "rendered": "The mail could be rendered.",
+    "not_held_out": "The account is not in the holdout.",
+    "in_line": "Nothing hinders it: it is sent when it is due.",
+    # What can no longer be known
+    "events_pruned": "The first events of the account are no longer stored, so what was known in the past cannot be rebuilt.",
+    "no_events": "No event of the account is stored, so what was known in the past cannot be rebuilt.",
+    "too_long": "The account has too many events to run them all again, so what was known in the past is left out.",
+    "not_rebuilt": "What was known in the past could not be rebuilt: an event of the account makes the rules fail.",
     # Sending
     "sent": "The mail was sent.",
     "no_answer": "The connection broke after the mail was handed over; it may have arrived, so it is not sent again.",
@@ -178,19 +204,39 @@ def about(seconds: float) -> str:
 
 
 def _added(reason: str, evidence: Mapping[str, Any]) -> str:
+    told = because(evidence["because"]) + "." if evidence.get("because") else ""
     if reason == "missing" and evidence.get("paths"):
         return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
+    if reason == "not_reached" and evidence.get("here"):
+        return f"It is at {evidence['here']}" + (f" until {shown(evidence['due_at'])}." if evidence.get("due_at") else ".")
+    if reason in ("enrollment_ended", "never_reached") and evidence.get("reason"):
+        return f"{SENTENCES.get(evidence['reason'], evidence['reason'])} {told[:1].upper()}{told[1:]}".strip()
     if evidence.get("begins"):
-        return f"It starts when {evidence['begins']}."
+        return f"It starts when {evidence['begins']}. {told}".rstrip() + _since(evidence)
     if reason in ("never_happened", "before_published", "not_recorded") and evidence.get("event"):
-        return f"Event: {evidence['event']}."
-    if reason == "wrong_role":
-        return f"Wanted: {', '.join(evidence.get('wanted', ()))}; has: {', '.join(evidence.get('has', ())) or 'none'}."
-    if evidence.get("because"):
-        return because(evidence["because"]) + "."
-    if reason == "where_failed" and evidence.get("where"):
-        seen = "; ".join(f"{path} was {shown(value)}" for path, value in evidence.items() if path != "where")
-        return f"It asks for {evidence['where']}; {seen}."
+        return f"Event: {evidence['event']}." + _since(evidence)
+    if reason in ("wrong_role", "other_recipient") and "has" in evidence:
+        return f"Wanted: {', '.join(evidence.get('wanted', ())) or 'any role'}; has: {', '.join(evidence['has']) or 'none'}."
+    if reason == "reentry_too_soon" and evidence.get("again_from"):
+        return f"Again from {shown(evidence['again_from'])}."
+    if reason in ("too_old", "backfill") and evidence.get("occurred_at"):
+        return f"It happened {shown(evidence['occurred_at'])}."
+    if reason == "survey_quarantine" and evidence.get("again_from"):
+        return f"Asked {shown(evidence.get('asked_at'))}, again from {shown(evidence['again_from'])}."
+    if reason == "window_closed" and evidence.get("until"):
+        return (
+            f"It opens {shown(evidence['until'])} (clock of {evidence.get('zone_of', 'the installation')}: {evidence.get('zone', 'UTC')})."
+        )
+    if reason == "in_line" and evidence.get("until"):
+        return f"Due {shown(evidence['until'])}."
+    if reason in ("not_held_out", "held_out") and "place" in evidence:
+        return f"Its place is {evidence['place']:.1%}, the holdout is the first {evidence['holdout']:.1%}."
+    if reason == "not_published" and evidence.get("published_at"):
+        return f"That was {shown(evidence['published_at'])}."
+    if reason == "where_failed" and told and evidence.get("where"):
+        return f"It asks for {evidence['where']}; {told}"
+    if told:
+        return told
     if reason == "held" and evidence.get("why"):
         return f"Reason of the hold: {evidence['why']}."
     if reason == "campaign_not_live" and evidence.get("mode"):
@@ -207,6 +253,10 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     if read:
         return "; ".join(f"{path} was {shown(value)}" for path, value in read.items()) + "."
     return ""
+
+
+def _since(evidence: Mapping[str, Any]) -> str:
+    return f" Events from before {shown(evidence['since'])} are no longer stored." if evidence.get("since") else ""
 
 
 def _because(one: Mapping[str, Any]) -> str:
@@ -231,7 +281,7 @@ def _because(one: Mapping[str, Any]) -> str:
         return f"{said}, without {shown(wanted)}{against}"
     by = one.get("by")
     if not by or was is None:
-        return f"{said}, wanted {'' if asked == '==' else _ASKED[asked] + ' '}{shown(wanted)}{against}"
+        return f"{said}, wanted {_WANTED.get(asked, _ASKED[asked] + ' ')}{shown(wanted)}{against}"
     low = asked.startswith(">") or (asked == "==" and was < wanted)
     if unit := one.get("unit"):
         # Days until a date grow fewer, all other dates and spans grow.
@@ -244,8 +294,9 @@ def _because(one: Mapping[str, Any]) -> str:
     return f"{said}, {shown(by)} {'short of' if low else 'above'} {shown(bound)}{against if bound == wanted else ''}"
 
 
+_WANTED = {"==": "", "!=": "anything but "}
 _ASKED = {
-    "==": "is",
+    "==": "just",
     "!=": "not",
     "<": "less than",
     "<=": "at most",

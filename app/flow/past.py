@@ -1,0 +1,193 @@
+"""What was in force and what was known at a moment of the past, rebuilt from what is stored: versions, and events run again in a World.
+
+Reads only. The rules that decide again are those that decided then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from app.flow import history
+from app.flow.world import World
+from app.rules.book import Book, Standing, Version, build_book, compile_version
+from app.rules.conditions import ConditionError, Schema
+from app.rules.definition import Campaign
+from app.rules.facts import Account, Decision, Event, Occurrence, Reaction
+from app.rules.lifecycle import Lifecycle
+
+LONGEST = 50_000  # events of an account, and of those it shares people with, that are run again
+COMPILED = 2_000  # versions that this process keeps compiled
+
+log = logging.getLogger("nurture.explain")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event that starts campaigns, as it was processed: the account before and after, and what was decided. `book` was in force."""
+
+    event: Event
+    before: Account
+    after: Account
+    decisions: tuple[Decision, ...]
+    book: Book
+
+
+@dataclass(slots=True)
+class Past:
+    """An account's past. `problem` is None where it was rebuilt whole; else `events_pruned` (`since` is the oldest event that is still
+    stored), `no_events`, `too_long` or `not_rebuilt`, and nothing is known."""
+
+    problem: str | None = None
+    since: datetime | None = None
+    accounts: dict[datetime, Account] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+
+    def at(self, moment: datetime) -> Account | None:
+        """The account as it was then, if that was asked for and could be rebuilt."""
+        return self.accounts.get(moment)
+
+    def of_event(self, message_id: str) -> Seen | None:
+        return next((one for one in reversed(self.seen) if one.event.message_id == message_id), None)
+
+
+def rebuild(conn: Connection, key: str, created_at: datetime, moments: Iterable[datetime], until: datetime) -> Past:
+    """The past of the account `key` up to and including `until`; as it was at each of `moments`.
+
+    Never guesses: an account whose first events are no longer stored has a past with a `problem` and nothing else.
+    """
+    past = Past(since=conn.exec_driver_sql(_OLDEST, {"account": key}).scalar())
+    if past.since is None or past.since > created_at:
+        past.problem = "no_events" if past.since is None else "events_pruned"
+        return past
+    told = next(history.of_database(conn, accounts=[key], until=until))
+    if len(told.events) > LONGEST:
+        past.problem = "too_long"
+        return past
+    laws = Laws(conn)
+    changes = [one for one in laws.changes if one <= until]
+    try:
+        world = _Watched(laws.book(changes[0] if changes else until), key, past, feedback=told.feedback)
+        told.tell(world)
+        for moment in sorted({*changes[1:], *(one for one in moments if one <= until), until}):
+            world.run(moment)
+            if moment in changes[1:]:
+                world.set_book(laws.book(moment))
+            if (account := world.account(key)) is not None:
+                past.accounts[moment] = account
+    except Exception:
+        # What the engine parked raises here again. An explanation without it is better than none, and says so.
+        log.exception("the past of account %s could not be rebuilt", key)
+        return Past("not_rebuilt", past.since)
+    past.decisions = [said for about, said in world.decisions if about == key]
+    return past
+
+
+class _Watched(World):
+    """A world that notes how the events went that start campaigns of one account."""
+
+    def __init__(self, book: Book, key: str, past: Past, **more: Any):
+        super().__init__(book, **more)
+        self._key, self._past = key, past
+
+    def _take(self, home: Any, before: Account, occurrence: Occurrence, reaction: Reaction) -> None:
+        super()._take(home, before, occurrence, reaction)
+        if home.key != self._key:
+            return
+        for event in (occurrence, *reaction.derived):
+            if isinstance(event, Event) and event.name in self.book.triggers:
+                self._past.seen.append(Seen(event, before, reaction.account, reaction.decisions, self.book))
+
+
+# What was in force ---------------------------------------------------------------------------------------------------
+
+
+class Laws:
+    """Which book was in force when, as far as is stored: every published version has its time, but of a campaign's mode only the
+    present one has; before that, it was live (or shadow) if anybody entered it so, else draft. A rollback has no time: the version that is
+    in force now counts from the time when it was published, until another is."""
+
+    def __init__(self, conn: Connection):
+        self.conn = conn
+        self._where = conn.engine.url.render_as_string(hide_password=True)
+        self._lifecycles: Sequence[Row] = conn.exec_driver_sql(_LIFECYCLES).all()
+        self._campaigns: Sequence[Row] = conn.exec_driver_sql(_CAMPAIGNS).all()
+        self._versions: Sequence[Row] = conn.exec_driver_sql(_VERSIONS).all()
+        self._earlier: Mapping[int, str] = dict(conn.exec_driver_sql(_EARLIER).all())
+        times = {one.published_at for one in (*self._lifecycles, *self._versions)}
+        self.changes: list[datetime] = sorted(times | {one.mode_at for one in self._campaigns if one.mode_at is not None})
+
+    def published_at(self, key: str) -> datetime | None:
+        """When the campaign was first published."""
+        ident = next((one.id for one in self._campaigns if one.key == key), None)
+        return min((one.published_at for one in self._versions if one.campaign_id == ident), default=None)
+
+    def book(self, at: datetime) -> Book:
+        """What was in force at that moment; before anything was, what came first."""
+        known = [one for one in self._lifecycles if one.published_at <= at]
+        row = known[-1] if known else self._lifecycles[0]
+        lifecycle = Lifecycle.model_validate(row.definition)
+        standings, versions = [], {}
+        for one in self._campaigns:
+            published = [version for version in self._versions if version.campaign_id == one.id and version.published_at <= at]
+            if published:
+                mode = one.mode if one.mode_at is None or at >= one.mode_at else self._earlier.get(one.id, "draft")
+                standings.append(Standing(one.id, one.key, mode, published[-1].id))
+                versions[published[-1].id] = self._compiled(published[-1].id, row.id, lifecycle)
+        return build_book(lifecycle, standings, versions)
+
+    def including(self, book: Book, wanted: Iterable[int]) -> dict[int, Version]:
+        """The versions of `book`, and those of `wanted` that it does not hold."""
+        missing = {one for one in wanted if one not in book.versions}
+        newest = self._lifecycles[-1].id
+        return {**book.versions, **{one: self._compiled(one, newest, book.lifecycle) for one in missing if self._row(one) is not None}}
+
+    def _row(self, version: int) -> Row | None:
+        return next((one for one in self._versions if one.id == version), None)
+
+    def _compiled(self, version: int, lifecycle_id: int, lifecycle: Lifecycle) -> Version:
+        place = (self._where, lifecycle_id, version)
+        if place in _compiled:
+            _compiled.move_to_end(place)
+            return _compiled[place]
+        row = self._row(version)
+        key = next(one.key for one in self._campaigns if one.id == row.campaign_id)
+        definition = self.conn.exec_driver_sql(_DEFINITION, {"version": version}).scalar_one()
+        about = (version, key, row.number, Campaign.model_validate(definition))
+        try:
+            made = compile_version(*about, lifecycle.schema)
+        except ConditionError:
+            made = compile_version(*about, self._ever_declared())
+        _compiled[place] = made
+        while len(_compiled) > COMPILED:
+            _compiled.popitem(last=False)
+        return made
+
+    def _ever_declared(self) -> Schema:
+        """Every name that any published lifecycle has declared: what an old version reads may be gone from the newest."""
+        schemas = [Lifecycle.model_validate(one.definition).schema for one in self._lifecycles]
+        account: dict[str, str] = {}
+        contact: dict[str, str] = {}
+        for one in schemas:
+            account |= one.account_traits
+            contact |= one.contact_traits
+        every = [(one.milestones, one.metrics, one.people) for one in schemas]
+        return Schema(account, contact, *(frozenset().union(*(some[part] for some in every)) for part in range(3)))
+
+
+_compiled: OrderedDict[tuple[str, int, int], Version] = OrderedDict()
+_OLDEST = "select min(received_at) from event where account_key = %(account)s"
+_LIFECYCLES = "select id, definition, published_at from lifecycle_version order by id"
+_CAMPAIGNS = "select id, key, mode, mode_at from campaign order by id"
+_VERSIONS = "select id, campaign_id, number, published_at from campaign_version order by published_at, number"
+_DEFINITION = "select definition from campaign_version where id = %(version)s"
+_EARLIER = """
+select c.id, case when bool_or(not e.shadow) then 'live' else 'shadow' end
+from campaign c join enrollment e on e.campaign_id = c.id and e.entered_at < c.mode_at where c.mode_at is not null group by c.id"""
