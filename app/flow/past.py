@@ -6,6 +6,7 @@ Reads only. The rules that decide again are those that decided then.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +16,14 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from app.flow import history
+from app.flow.publish import including
 from app.flow.world import World
-from app.rules.book import Book, Standing, Version, build_book, compile_version
-from app.rules.conditions import ConditionError, Schema
-from app.rules.definition import Campaign
+from app.rules.book import Book, Standing, build_book
 from app.rules.facts import Account, Decision, Event, Occurrence, Reaction
 from app.rules.lifecycle import Lifecycle
 
 LONGEST = 50_000  # events of an account, and of those it shares people with, that are run again
-COMPILED = 2_000  # versions that this process keeps compiled
+BOOKS = 32  # of the past that this process keeps compiled
 
 log = logging.getLogger("nurture.explain")
 
@@ -133,61 +133,32 @@ class Laws:
         """What was in force at that moment; before anything was, what came first."""
         known = [one for one in self._lifecycles if one.published_at <= at]
         row = known[-1] if known else self._lifecycles[0]
-        lifecycle = Lifecycle.model_validate(row.definition)
-        standings, versions = [], {}
+        standings = []
         for one in self._campaigns:
-            published = [version for version in self._versions if version.campaign_id == one.id and version.published_at <= at]
+            published = [version.id for version in self._versions if version.campaign_id == one.id and version.published_at <= at]
             if published:
                 mode = one.mode if one.mode_at is None or at >= one.mode_at else self._earlier.get(one.id, "draft")
-                standings.append(Standing(one.id, one.key, mode, published[-1].id))
-                versions[published[-1].id] = self._compiled(published[-1].id, row.id, lifecycle)
-        return build_book(lifecycle, standings, versions)
-
-    def including(self, book: Book, wanted: Iterable[int]) -> dict[int, Version]:
-        """The versions of `book`, and those of `wanted` that it does not hold."""
-        missing = {one for one in wanted if one not in book.versions}
-        newest = self._lifecycles[-1].id
-        return {**book.versions, **{one: self._compiled(one, newest, book.lifecycle) for one in missing if self._row(one) is not None}}
-
-    def _row(self, version: int) -> Row | None:
-        return next((one for one in self._versions if one.id == version), None)
-
-    def _compiled(self, version: int, lifecycle_id: int, lifecycle: Lifecycle) -> Version:
-        place = (self._where, lifecycle_id, version)
-        if place in _compiled:
-            _compiled.move_to_end(place)
-            return _compiled[place]
-        row = self._row(version)
-        key = next(one.key for one in self._campaigns if one.id == row.campaign_id)
-        definition = self.conn.exec_driver_sql(_DEFINITION, {"version": version}).scalar_one()
-        about = (version, key, row.number, Campaign.model_validate(definition))
-        try:
-            made = compile_version(*about, lifecycle.schema)
-        except ConditionError:
-            made = compile_version(*about, self._ever_declared())
-        _compiled[place] = made
-        while len(_compiled) > COMPILED:
-            _compiled.popitem(last=False)
-        return made
-
-    def _ever_declared(self) -> Schema:
-        """Every name that any published lifecycle has declared: what an old version reads may be gone from the newest."""
-        schemas = [Lifecycle.model_validate(one.definition).schema for one in self._lifecycles]
-        account: dict[str, str] = {}
-        contact: dict[str, str] = {}
-        for one in schemas:
-            account |= one.account_traits
-            contact |= one.contact_traits
-        every = [(one.milestones, one.metrics, one.people) for one in schemas]
-        return Schema(account, contact, *(frozenset().union(*(some[part] for some in every)) for part in range(3)))
+                standings.append(Standing(one.id, one.key, mode, published[-1]))
+        place = (self._where, row.id, tuple(standings))
+        with _lock:
+            found = _books.get(place)
+        if found is None:
+            empty = build_book(Lifecycle.model_validate(row.definition), standings, {})
+            found = including(self.conn, empty, [standing.version for standing in standings])
+        with _lock:
+            _books[place] = found
+            _books.move_to_end(place)
+            while len(_books) > BOOKS:
+                _books.popitem(last=False)
+        return found
 
 
-_compiled: OrderedDict[tuple[str, int, int], Version] = OrderedDict()
+_lock = threading.Lock()
+_books: OrderedDict[tuple[str, int, tuple[Standing, ...]], Book] = OrderedDict()
 _OLDEST = "select min(received_at) from event where account_key = %(account)s"
 _LIFECYCLES = "select id, definition, published_at from lifecycle_version order by id"
 _CAMPAIGNS = "select id, key, mode, mode_at from campaign order by id"
 _VERSIONS = "select id, campaign_id, number, published_at from campaign_version order by published_at, number"
-_DEFINITION = "select definition from campaign_version where id = %(version)s"
 _EARLIER = """
 select c.id, case when bool_or(not e.shadow) then 'live' else 'shadow' end
 from campaign c join enrollment e on e.campaign_id = c.id and e.entered_at < c.mode_at where c.mode_at is not null group by c.id"""

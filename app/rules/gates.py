@@ -15,12 +15,13 @@ from app.rules.book import Book, Node, Version
 from app.rules.conditions import Condition, ConditionError, compile_condition
 from app.rules.facts import Account, Contact, Enrollment, Event, Scope, hash_share
 from app.rules.lifecycle import TRANSACTIONAL
-from app.rules.reasons import GATES, gate_name, sentence
+from app.rules.reasons import GATES, gate_name, sentence, span
 from app.rules.timing import zone_for
 from app.rules.triggers import Trigger
 
 NOT_ASKED = "not asked"
-ORDER = tuple(gate for gate in GATES if gate not in ("wait", "wait_for", "branch", "account"))
+# What is decided on the way is no gate of a mail.
+ORDER = tuple(gate for gate in GATES if gate not in ("wait", "wait_for", "branch", "split", "repeat", "effect", "account"))
 FAILED = ("no", "wait")
 
 
@@ -153,9 +154,7 @@ def _hold(look: Look) -> _Said:
 
 
 def _recipient(look: Look) -> _Said:
-    wanted = (
-        look.version.recipients_of(look.node) if hasattr(look.version, "recipients_of") and look.node else look.version.campaign.recipients
-    )
+    wanted = look.version.recipients_of(look.node) if look.node else look.version.campaign.recipients
     return "reachable", {"wanted": list(wanted.roles), "has": sorted(look.contact.roles) if look.contact else []}
 
 
@@ -187,8 +186,8 @@ def _caps(look: Look) -> _Said:
     topic = look.version.topic_of(look.node) if look.node else look.version.campaign.topic
     if topic == TRANSACTIONAL:
         return "exempt", {"topic": topic}
-    caps = [cap for cap in look.book.lifecycle.caps if cap.topic in (None, topic)]
-    return ("under_caps", {"caps": len(caps)}) if caps else ("no_rule", {})
+    caps = [{"at_most": cap.at_most, "within": span(cap.within), "per": cap.per} for cap in look.book.caps_for(topic)]
+    return ("under_caps", {"caps": caps}) if caps else ("no_rule", {})
 
 
 def _holdout(look: Look) -> _Said:
