@@ -22,11 +22,12 @@ from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import match_contacts
 from app.rules import consent, facts, gates
 from app.rules.book import Book, Node, Standing, Version
+from app.rules.consent import WAITED_AT
 from app.rules.gates import ORDER, Line, Look, first_failed, ladder
-from app.rules.reasons import GATES, sentence
+from app.rules.reasons import GATE_OF, GATES, sentence
 from app.rules.steps import recipients
 from app.rules.timing import zone
-from app.rules.triggers import in_words
+from app.rules.triggers import ENROLL_REQUESTED, in_words
 
 LEDGER_LIMIT = 2000  # rows of one account that are looked at
 EVENT_LIMIT = 20  # trigger events that are looked at, the latest first
@@ -167,7 +168,8 @@ class _Asking:
         self.notes: list[Line] = []
 
     def line(self, row: Any) -> Line:
-        return Line(row.gate, row.verdict, row.reason, row.at, row.evidence, row.step_id, self.numbers.get(row.version_id))
+        number, stored = self.numbers.get(row.version_id), not isinstance(row, _Again)
+        return Line(row.gate, row.verdict, row.reason, row.at, row.evidence, row.step_id, number, stored)
 
     def stories(self, home: str, contact: str | None) -> Iterator[Story]:
         view = _View(self, home, contact)
@@ -180,7 +182,7 @@ class _Asking:
             version = view.versions[standing.version]
             story = replace(story, mode=standing.mode, version=version.number)
             inside = [one for one in view.enrollments if one.campaign == key]
-            entry = [row for row in view.ledger if row.campaign == key and row.enrollment_id is None]
+            entry = [row for row in view.ledger if row.campaign == key and row.enrollment_id is None and view.concerns(version, row)]
             if inside:
                 yield _inside(view, story, inside, tuple(self.line(row) for row in entry))
             elif entry:
@@ -203,7 +205,9 @@ class _View:
             "at": asking.bound,
             "any": contact is None,
         }
-        self.ledger = _many(conn, f"{_LEDGER} where d.account_id = :account and {_MINE.format('d.contact_id')} {_BEFORE}", **about)[::-1]
+        # How the trigger went is everybody's matter, whoever's event it was, unless the campaign enrolls contacts.
+        mine = f"({_MINE.format('d.contact_id')} or d.enrollment_id is null)"
+        self.ledger = _many(conn, f"{_LEDGER} where d.account_id = :account and {mine} {_BEFORE}", **about)[::-1]
         self.enrollments = _many(conn, _ENROLLMENTS, **about)
         self.messages = _many(conn, _MESSAGES, **about)
         wanted = {row.version_id for row in (*self.enrollments, *self.ledger) if row.version_id is not None}
@@ -218,8 +222,14 @@ class _View:
         self.whole = asking.present or rebuilt is not None
         # Rebuilt accounts have other row ids: nothing but the database knows those.
         self.account = present if asking.present or rebuilt is None else replace(rebuilt, id=present.id, name=rebuilt.name or present.name)
-        self.person = self.account.contacts.get(contact) or present.contacts[contact] if contact else None
+        known = self.account.contacts.get(contact) or present.contacts[contact] if contact else None
+        self.person = replace(known, id=present.contacts[contact].id) if contact else None
         self.ids = {one.id: one.key for one in present.contacts.values()}
+
+    def concerns(self, version: Version, row: Any) -> bool:
+        """Whether a line about entering concerns the contact that is asked about."""
+        everybody = self.person is None or version.campaign.enrolls == "account"
+        return everybody or row.contact_id in (None, self.person.id)
 
     def known(self, moment: datetime) -> facts.Account | None:
         """The account as it was at a moment of the past; None where that is not known any more."""
@@ -309,8 +319,24 @@ class _Trip:
         self.view, self.row = view, row
         self.version: Version = view.versions[row.version_id]
         self.enrollment = _enrollment(view, row)
-        self.rows = [one for one in view.ledger if one.enrollment_id == row.id]
+        self.rows = self._remembered([one for one in view.ledger if one.enrollment_id == row.id])
         self.messages = [one for one in view.messages if one.enrollment_id == row.id]
+
+    def _remembered(self, rows: list[Any]) -> list[Any]:
+        """The lines of the ledger; before them those that it has lost, decided again. The ledger loses the oldest first."""
+        if any(row.gate == "trigger" and row.verdict == "yes" for row in rows):
+            return rows
+        oldest = rows[0].at if rows else LATEST
+        people = {key: ident for ident, key in self.view.ids.items()}
+        lost = [
+            _Again(
+                one.at, one.gate, one.verdict, one.reason, one.evidence, one.step, one.version, people.get(one.contact or ""), one.message
+            )
+            for one in self.view.past.decisions
+            if one.enrollment == self.row.id and one.at < oldest
+        ]
+        mine = self.view.person.id if self.view.person else None
+        return [one for one in lost if mine is None or one.contact_id in (None, mine)] + rows
 
     def way(self) -> list[Line]:
         """What happened between the mails."""
@@ -387,26 +413,18 @@ class _Trip:
             failed = [line or Line(gate, "no", why, moment, {}, node.id, number)]
         elif state in ("skipped", "unknown"):
             last = shut[-1] if shut and shut[-1].reason == reason else None
-            last = last or self._replayed(message.id, reason) or Line("send", "no", reason or "expired", moment, {}, node.id, number)
-            failed = [last]
+            expired = message.settled_at and message.expires_at <= message.settled_at and reason in (*WAITED_AT, "expired")
+            evidence = {"expires_at": message.expires_at.isoformat()} if expired else {}
+            failed = [last or Line(GATE_OF.get(reason or "", "send"), "no", reason or "expired", moment, evidence, node.id, number)]
         elif state != "sent":
             failed = [self._waits(message, node, reason, shut, look)]
         done = [Line("send", "yes", "sent", at, {}, node.id, number)] if state == "sent" else []
         return ladder(look, failed, [self._entry(), *done])
 
-    def _replayed(self, message_id: Any, reason: str | None) -> Line | None:
-        """The line of a message that the ledger has lost, decided again."""
-        for one in reversed(self.view.past.decisions):
-            if one.message == message_id and one.reason == reason:
-                return Line(one.gate, one.verdict, one.reason, one.at, one.evidence, one.step, self.version.number, stored=False)
-        return None
-
     def _waits(self, message: Any, node: Node, reason: str | None, shut: Sequence[Line], look: Look) -> Line:
         """What a message that is not sent yet waits for."""
         if shut and (reason is None or shut[-1].reason == reason) and (reason is not None or message.due_at > self.view.at):
             return shut[-1]
-        if reason is not None and (found := self._replayed(message.id, reason)) is not None:
-            return found
         said = self._asked_now(node, look)
         evidence = {"until": message.due_at.isoformat()}
         return said or Line("send", "wait", reason or "in_line", None, evidence, node.id, self.version.number, stored=False)
@@ -451,6 +469,21 @@ class _Trip:
             reason = "other_recipient" if not wanted or person.roles.intersection(wanted) else "wrong_role"
         evidence = {"wanted": sorted(wanted), "has": sorted(person.roles)}
         return Line("recipient", "no", reason, None, evidence, node.id, self.version.number, stored=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A line that the ledger has lost, as its row was."""
+
+    at: datetime
+    gate: str
+    verdict: str
+    reason: str
+    evidence: Mapping[str, Any]
+    step_id: str | None
+    version_id: int | None
+    contact_id: int | None
+    message_id: Any
 
 
 _OF_THE_WAY = frozenset({"trigger", "goal", "exit", "branch", "wait", "wait_for"})
@@ -561,7 +594,7 @@ def _why_never(view: _View, standing: Standing, version: Version) -> tuple[Line,
         there = _entry_look(view, was, event.at, event.contact, seen, None)
         there = there if there.account is not None else replace(there, account=view.account)
         there = replace(there, event=event, contact=there.account.contacts.get(event.contact or ""))
-        if was.trigger_where is not None and not was.trigger_where.test(there.scope):
+        if was.trigger_where is not None and row.name != ENROLL_REQUESTED and not was.trigger_where.test(there.scope):
             evidence = was.trigger_where.evidence(there.scope)
             if _near_miss(was, evidence["because"]) and failed is None:
                 failed = line("trigger", "where_failed", {"where": was.trigger_where.source, **evidence}, event.at, of=was), there
@@ -588,12 +621,19 @@ def _why_never(view: _View, standing: Standing, version: Version) -> tuple[Line,
 
 
 def _trigger_events(view: _View, version: Version) -> list[Any]:
-    """The account's latest events that the campaign listens to, the latest first."""
+    """The account's latest events that the campaign listens to, and requests to enroll it, the latest first."""
     about = {"account": view.key, "contacts": list(view.account.contacts), "name": version.trigger_event, "at": view.asking.bound}
-    events = _many(view.asking.conn, _EVENTS, **about, limit=EVENT_LIMIT)
-    if version.campaign.enrolls == "contact" and view.person is not None:
-        events = [event for event in events if event.contact_key == view.person.key]
-    return events
+    about |= {"request": ENROLL_REQUESTED, "campaign": version.key}
+    if version.campaign.enrolls == "account" or view.person is None:
+        return _many(view.asking.conn, _EVENTS, **about, limit=EVENT_LIMIT)
+    events = _many(view.asking.conn, _EVENTS, **about, limit=10 * EVENT_LIMIT)
+    return [event for event in events if event.contact_key == view.person.key or _nobodys(view, event)][:EVENT_LIMIT]
+
+
+def _nobodys(view: _View, event: Any) -> bool:
+    """Whether the event named no contact that was known then: the ledger tells everybody of it."""
+    seen = view.past.of_event(event.message_id)
+    return event.contact_key not in (seen.after if seen else view.account).contacts
 
 
 # What tells one own event from another of the same name: which milestone, which stage, which watch.
@@ -647,11 +687,12 @@ _ENROLLMENTS = f"""select n.id, k.key as campaign, n.version_id, n.state, n.step
   from enrollment n join campaign k on k.id = n.campaign_id left join contact c on c.id = n.contact_id
   where n.account_id = :account and {_MINE.format("n.contact_id")} and n.entered_at <= :at order by n.entered_at desc, n.id"""
 _MESSAGES = """select m.id, m.enrollment_id, m.step_id, m.state, m.reason, m.subject, m.contact_id, m.due_at, m.created_at, m.settled_at,
-  m.dot_at, k.key as campaign, c.external_id as contact
+  m.dot_at, m.expires_at, k.key as campaign, c.external_id as contact
   from message m join campaign k on k.id = m.campaign_id join contact c on c.id = m.contact_id
   where m.account_id = :account and m.created_at <= :at order by m.created_at, m.id"""
 _EVENTS = """select e.*, exists(select 1 from event_pending p where p.event_id = e.id) as pending from event e
-  where (e.account_key = :account or (e.account_key is null and e.contact_key = any(:contacts))) and e.name = :name
+  where (e.account_key = :account or (e.account_key is null and e.contact_key = any(:contacts)))
+    and ((e.name = :name and e.name <> :request) or (e.name = :request and e.properties ->> 'campaign' = :campaign))
     and e.received_at <= :at order by e.received_at desc, e.id desc limit :limit"""
 _SURVEYED = """select max(coalesce(m.settled_at, m.dot_at)) from message m join contact c on c.id = m.contact_id
   where m.kind = 'survey' and m.state in ('in_dot', 'sent', 'unknown', 'ghosted') and m.id <> :message

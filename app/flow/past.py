@@ -10,17 +10,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
+from app.errors import RenderSkip
 from app.flow import history
+from app.flow.compose import Mail
 from app.flow.publish import including
-from app.flow.world import World
+from app.flow.world import Compose, Feedback, Letter, Reply, World
 from app.rules.book import Book, Standing, build_book
 from app.rules.facts import Account, Decision, Event, Occurrence, Reaction
 from app.rules.lifecycle import Lifecycle
+from app.rules.reasons import GATE_OF
+from app.rules.triggers import ENROLL_REQUESTED
 
 LONGEST = 50_000  # events of an account, and of those it shares people with, that are run again
 BOOKS = 32  # of the past that this process keeps compiled
@@ -74,7 +79,11 @@ def rebuild(conn: Connection, key: str, created_at: datetime, moments: Iterable[
     laws = Laws(conn)
     changes = [one for one in laws.changes if one <= until]
     try:
-        world = _Watched(laws.book(changes[0] if changes else until), key, past, feedback=told.feedback)
+        deferred = dict(conn.exec_driver_sql(_DEFERRED, {"accounts": list(told.accounts), "until": until}).all())
+        skipped = dict(conn.exec_driver_sql(_UNWRITTEN, {"accounts": list(told.accounts), "reasons": list(_RENDER), "until": until}).all())
+        world = _Watched(
+            laws.book(changes[0] if changes else until), key, past, feedback=_Deferring(told.feedback, deferred), compose=_composed(skipped)
+        )
         told.tell(world)
         for moment in sorted({*changes[1:], *(one for one in moments if one <= until), until}):
             world.run(moment)
@@ -90,6 +99,30 @@ def rebuild(conn: Connection, key: str, created_at: datetime, moments: Iterable[
     return past
 
 
+class _Deferring:
+    """Feedback as it was recorded, put off as often as the relay put it off."""
+
+    def __init__(self, recorded: Feedback, deferred: Mapping[UUID, int]):
+        self._recorded, self._deferred = recorded, deferred
+
+    def outcome(self, letter: Letter) -> str:
+        return "deferred" if letter.attempts < self._deferred.get(letter.id, 0) else self._recorded.outcome(letter)
+
+    def after(self, letter: Letter) -> Iterable[tuple[timedelta | datetime, Reply]]:
+        return self._recorded.after(letter)
+
+
+def _composed(skipped: Mapping[UUID, str]) -> Compose:
+    """Writes nothing, but fails where a mail could not be rendered: templates are not run again."""
+
+    def compose(letter: Letter, *_: Any) -> Mail:
+        if (reason := skipped.get(letter.id)) is not None:
+            raise RenderSkip(reason, {})
+        return Mail("", "", "", ())
+
+    return compose
+
+
 class _Watched(World):
     """A world that notes how the events went that start campaigns of one account."""
 
@@ -102,7 +135,7 @@ class _Watched(World):
         if home.key != self._key:
             return
         for event in (occurrence, *reaction.derived):
-            if isinstance(event, Event) and event.name in self.book.triggers:
+            if isinstance(event, Event) and (event.name in self.book.triggers or event.name == ENROLL_REQUESTED):
                 self._past.seen.append(Seen(event, before, reaction.account, reaction.decisions, self.book))
 
 
@@ -155,6 +188,13 @@ class Laws:
 
 _lock = threading.Lock()
 _books: OrderedDict[tuple[str, int, tuple[Standing, ...]], Book] = OrderedDict()
+_RENDER = frozenset(reason for reason, gate in GATE_OF.items() if gate == "render")
+_UNWRITTEN = """
+select m.id, m.reason from message m join account a on a.id = m.account_id
+where a.external_id = any(%(accounts)s) and m.state = 'skipped' and m.reason = any(%(reasons)s) and m.settled_at <= %(until)s"""
+_DEFERRED = """
+select m.id, count(*) from message m join account a on a.id = m.account_id join delivery_event d on d.message_id = m.id
+where a.external_id = any(%(accounts)s) and d.kind = 'deferred' and d.at <= %(until)s group by m.id"""
 _OLDEST = "select min(received_at) from event where account_key = %(account)s"
 _LIFECYCLES = "select id, definition, published_at from lifecycle_version order by id"
 _CAMPAIGNS = "select id, key, mode, mode_at from campaign order by id"

@@ -35,6 +35,33 @@ GATES: dict[str, str] = {
     "account": "Account",
 }
 
+# The gate of a message's reason, where only the message is left to tell.
+GATE_OF: dict[str, str] = {
+    **dict.fromkeys(("campaign_paused", "campaign_not_live", "shadow", "archived"), "campaign"),
+    "enrollment_ended": "enrollment",
+    "held": "hold",
+    **dict.fromkeys(("not_a_member", "no_address", "wrong_role", "already_mailed"), "recipient"),
+    **dict.fromkeys(("opted_out", "topic_opted_out", "suppressed"), "suppression"),
+    "survey_quarantine": "quarantine",
+    "window_closed": "window",
+    "capped": "caps",
+    **dict.fromkeys(
+        (
+            "missing_value",
+            "bad_template",
+            "too_large",
+            "empty_subject",
+            "wrong_type",
+            "bad_link",
+            "bad_header",
+            "eai_unsupported",
+            "render_failed",
+        ),
+        "render",
+    ),
+    "held_out": "holdout",
+}
+
 SENTENCES: dict[str, str] = {
     # Entry
     "enrolled": "The trigger matched and the enrollment began.",
@@ -227,6 +254,8 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
         return (
             f"It opens {shown(evidence['until'])} (clock of {evidence.get('zone_of', 'the installation')}: {evidence.get('zone', 'UTC')})."
         )
+    if evidence.get("expires_at"):
+        return f"It expired {shown(evidence['expires_at'])}."
     if reason == "in_line" and evidence.get("until"):
         return f"Due {shown(evidence['until'])}."
     if reason in ("not_held_out", "held_out") and "place" in evidence:
