@@ -142,7 +142,7 @@ def _dotted(path: Path) -> str:
 def _checked_words(subject: str, question: str | None, path: str) -> list[Problem]:
     problems = []
     for name, text in (("subject", subject), ("question", question or "")):
-        problems += [Problem(path, None, f"{name}: {flaw.problem}") for flaw in check(text).flaws]
+        problems += [Problem(path, None, f"{name}: {flaw.problem}", None, flaw.fix) for flaw in check(text).flaws]
     if not subject.strip():
         problems.append(Problem(path, None, "the subject is empty"))
     return problems

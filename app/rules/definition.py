@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from datetime import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from app.rules.fields import Address, Clock, Duration, Line, Name, Plain, Positive, StepId, Strict, share
-from app.rules.timing import clock_time, duration, week_days
+from app.rules.fields import Address, Clock, Days, Duration, Line, Name, Part, Plain, Positive, StepId, Strict
+from app.rules.timing import clock_time, duration
 from app.rules.triggers import BANDS, Trigger
 
 MODES = ("draft", "shadow", "live", "paused", "archived")
@@ -43,7 +43,7 @@ class Goal(Strict):
 
 
 class SendWindow(Strict):
-    days: Annotated[frozenset[int], BeforeValidator(week_days)] = frozenset(range(7))
+    days: Days = frozenset(range(7))
     hours: str = "00:00-24:00"
 
     @field_validator("hours")
@@ -280,20 +280,12 @@ class Campaign(Strict):
     reentry: Literal["never"] | Reentry = "never"
     goal: Goal | None = None
     exit_when: str | None = None
-    holdout: float = 0.0
+    holdout: Part = 0.0
     send_window: SendWindow | None = None
     sender: str = "default"
     expires: Positive = duration("3d")
     recipient_wait: Duration = duration("3d")
     steps: Annotated[list[Step], Field(min_length=1)]
-
-    @field_validator("holdout", mode="before")
-    @classmethod
-    def _percent(cls, value: Any) -> float:
-        found = share(value)
-        if found >= 1:
-            raise ValueError(f"{value!r} would hold everybody out; write it like 10%")
-        return found
 
 
 for _model in (WaitForStep, Arm, BranchStep, SplitArm, SplitStep, Campaign):

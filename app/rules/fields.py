@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import time, timedelta
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.rules.identity import normalise
-from app.rules.timing import clock_time, duration
+from app.rules.timing import clock_time, duration, week_days
 
-Duration = Annotated[timedelta, BeforeValidator(duration)]
-Positive = Annotated[timedelta, BeforeValidator(lambda value: _positive(duration(value)))]
-Clock = Annotated[time, BeforeValidator(clock_time)]
+_SPAN = r"(\d{1,4}w)?(\d{1,5}d)?(\d{1,5}h)?(\d{1,6}m)?(\d{1,7}s)?$"
+
+
+def _text(pattern: str, says: str, *examples: str) -> WithJsonSchema:
+    """How an editor is told of a value that is text in the file and something else to us."""
+    return WithJsonSchema({"type": "string", "pattern": pattern, "description": says, "examples": list(examples)})
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(duration),
+    _text(rf"^-?(?=\d){_SPAN}", "A duration such as 3d, 36h, 90m or 2d12h; -90d lies before.", "3d", "36h", "-90d"),
+]
+Positive = Annotated[
+    timedelta,
+    BeforeValidator(lambda value: _positive(duration(value))),
+    _text(rf"^(?=.*[1-9]){_SPAN}", "A duration longer than nothing, such as 3d, 36h, 90m or 2d12h.", "3d", "36h", "2d12h"),
+]
+Clock = Annotated[
+    time, BeforeValidator(clock_time), _text(r"^(([01]?\d|2[0-3]):[0-5]\d|24:00)$", 'A time of day, in quotes, such as "09:00".', "09:00")
+]
+Days = Annotated[
+    frozenset[int],
+    BeforeValidator(week_days),
+    _text(r"^\s*[A-Za-z]{3,9}\s*([-,]\s*[A-Za-z]{3,9}\s*)*$", "Days of the week, such as mon-fri or mon,wed.", "mon-fri", "mon,wed"),
+]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 StepId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 CampaignKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}/[A-Za-z0-9_-]{1,100}$")]  # the folder, such as onboarding/first-value
-Line = Annotated[str, Field(min_length=1, max_length=500)]
+Line = Annotated[str, BeforeValidator(lambda value: _line(value)), Field(min_length=1, max_length=500)]
 Plain = Annotated[str, Field(pattern=r"^[a-z]+(\.[A-Za-z0-9_]+)+$")]  # a path such as account.renewal_date, without filters
 Address = Annotated[Line, BeforeValidator(lambda value: _address(value))]
 Website = Annotated[Line, BeforeValidator(lambda value: _website(value))]
-Share = Annotated[float, BeforeValidator(lambda value: share(value)), Field(ge=0)]
+_SHARE = WithJsonSchema(
+    {
+        "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%?$"}],
+        "description": "A share, such as 10% or 0.1.",
+    }
+)
+Share = Annotated[float, BeforeValidator(lambda value: share(value)), Field(ge=0), _SHARE]
+Part = Annotated[float, BeforeValidator(lambda value: _part(value)), _SHARE]  # a share that is less than everything
+
+# What a text must look like, in words.
+FORMS = {
+    r"^[a-z][a-z0-9_]{0,62}$": "small letters, digits and _, a letter first",
+    r"^[a-z][a-z0-9_-]{0,62}$": "small letters, digits, - and _, a letter first",
+    r"^[A-Za-z0-9_-]{1,100}/[A-Za-z0-9_-]{1,100}$": "the campaign's folder, such as onboarding/first-value",
+    r"^[a-z]+(\.[A-Za-z0-9_]+)+$": "one value without filters, such as account.renewal_date",
+    r"^[a-z0-9][a-z0-9_-]*\.mjml$": "a file beside campaign.yaml, such as welcome.mjml",
+    r"^#[0-9a-fA-F]{6}$": 'a color in quotes, such as "#2f6f4f"',
+    r"^(account|contact)\.traits\.[A-Za-z0-9_]+$": "a trait, such as account.traits.plan",
+    r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$": "a language, such as de or pt-BR",
+}
 
 
 class Strict(BaseModel):
@@ -31,16 +75,41 @@ class Strict(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a definition, with its place and, where there is one, a fix."""
+    """One thing wrong in a definition, with its place, both counted from 1. `fix` is the nearest right name, if there is one.
+
+    A `severity` of warning says that it works, and hardly as it was meant.
+    """
 
     file: str
     line: int
     column: int
     rule: str
     message: str
+    fix: str | None = None
+    severity: str = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.message} [{self.rule}]"
+        said = f"warning: {self.message}" if self.severity == "warning" else self.message
+        return f"{_shown(self.file)}:{self.line}:{self.column}: {_shown(said)}{f' (did you mean {self.fix}?)' if self.fix else ''} [{self.rule}]"
+
+
+class Misplaced(ValueError):
+    """A problem that stands deeper than the model that finds it: `place` leads there. `fix` is the nearest right name."""
+
+    def __init__(self, problem: str, place: tuple, fix: str | None = None):
+        super().__init__(problem)
+        self.place = place
+        self.fix = fix
+
+
+def nearest(name: object, names: Iterable[str]) -> str | None:
+    """The one of `names` that was most likely meant, if any is near."""
+    word, names = str(name)[:100], list(names)
+    found = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not found:
+        lower = {one.lower(): one for one in names}
+        found = [lower[one] for one in difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)]
+    return found[0] if found else None
 
 
 def share(value: Any) -> float:
@@ -53,6 +122,27 @@ def share(value: Any) -> float:
     if not 0 <= found < 1e6:
         raise ValueError(f"{value!r} is not a share; write it like 10%")
     return found
+
+
+def _part(value: Any) -> float:
+    found = share(value)
+    if found >= 1:
+        raise ValueError(f"{value!r} would hold everybody out; write it like 10%")
+    return found
+
+
+def _shown(text: str) -> str:
+    """`text` on one line, whatever is in it."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+
+
+def _line(value: Any) -> Any:
+    """One line of text, as names and subjects are: they go into headers (M-09)."""
+    if isinstance(value, str):
+        value = value.strip()
+        if found := re.search(r"[\x00-\x1f\x7f\u2028\u2029]", value):
+            raise ValueError(f"is one line of text; it holds the character {found.group()!r}")
+    return value
 
 
 def _address(value: Any) -> Any:

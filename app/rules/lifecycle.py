@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from app.rules.conditions import Schema
-from app.rules.fields import Address, Duration, Line, Name, Positive, Strict, Website
+from app.rules.fields import Address, Duration, Line, Misplaced, Name, Positive, Strict, Website, nearest
 from app.rules.timing import duration, zone
 
 TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
@@ -19,7 +19,7 @@ class Brand(Strict):
     website: Website | None = None
     app_url: Website | None = None
     support_email: Address | None = None
-    postal_address: Line
+    postal_address: Annotated[str, Field(min_length=1, max_length=500)]  # of several lines if need be
     color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#2f6f4f"
 
 
@@ -143,20 +143,24 @@ class Lifecycle(Strict):
     @model_validator(mode="after")
     def _names(self) -> Lifecycle:
         if "default" not in self.senders:
-            raise ValueError("senders needs one called default")
+            raise Misplaced("senders needs one called default", ("senders",))
         if TRANSACTIONAL in self.topics:
-            raise ValueError("the topic transactional exists always and has no opt-out; do not declare it")
+            raise Misplaced("the topic transactional exists always and has no opt-out; do not declare it", ("topics", TRANSACTIONAL))
         if "owner" in self.channels:
-            raise ValueError("the channel owner exists always; do not declare it")
+            raise Misplaced("the channel owner exists always; do not declare it", ("channels", "owner"))
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError("stages: every stage needs a name of its own")
-        for stage in self.stages:
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise Misplaced(f"the stage {name} is declared twice; every stage needs a name of its own", ("stages", number, "name"))
+        for number, stage in enumerate(self.stages):
             if stage.next is not None and (stage.next not in names or stage.next == stage.name):
-                raise ValueError(f"stages: {stage.name} leads to {stage.next}, which is not another stage; there are: {', '.join(names)}")
-        for cap in self.caps:
+                others = [name for name in names if name != stage.name]
+                problem = f"{stage.name} leads to {stage.next}, which is not another stage; there are: {', '.join(others)}"
+                raise Misplaced(problem, ("stages", number, "next"), nearest(stage.next, others))
+        for number, cap in enumerate(self.caps):
             if cap.topic is not None and cap.topic not in self.topics:
-                raise ValueError(f"caps: {cap.topic} is not a topic with an opt-out; there are: {', '.join(self.topics)}")
+                problem = f"{cap.topic} is not a topic with an opt-out; there are: {', '.join(self.topics)}"
+                raise Misplaced(problem, ("caps", number, "topic"), nearest(cap.topic, self.topics))
         return self
 
     @property

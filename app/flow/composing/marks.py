@@ -9,19 +9,22 @@ from dataclasses import dataclass, field
 
 from jinja2 import nodes
 
-from app.flow.composing.templates import ROOTS, TEXT, Path, check, path_of
+from app.flow.composing.templates import ROOTS, TEXT, Path, Text, check, path_of
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong in a file. `line` is 1-based, None where it cannot be told."""
+    """Something wrong in a file. `line` and `column` are 1-based, None where they cannot be told; `fix` is the nearest right name."""
 
     path: str
     line: int | None
     problem: str
+    column: int | None = None
+    fix: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.problem}" if self.line else f"{self.path}: {self.problem}"
+        said = f"{self.problem} (did you mean {self.fix}?)" if self.fix else self.problem
+        return f"{self.path}:{self.line}: {said}" if self.line else f"{self.path}: {said}"
 
 
 @dataclass(slots=True)
@@ -74,7 +77,7 @@ class Marks:
 
 
 class File:
-    """One source, its merge tags replaced by marks, and the lines that places in it came from.
+    """One source, its merge tags replaced by marks, and the places in the source that offsets in it came from.
 
     `make_tag(kind, source, where)` gives the mark of one merge tag. A source with flaws has no text.
     """
@@ -83,41 +86,48 @@ class File:
         self.path = path
         self.text = ""
         self._starts: list[int] = []
-        self._lines: list[int] = []
+        self._offsets: list[int] = []  # in the source, of what begins at `_starts`
+        self._marked: list[bool] = []
+        self._source = Text(source)
         flaws = check(source).flaws
-        problems.extend(Problem(path, flaw.line, flaw.problem) for flaw in flaws)
+        problems.extend(Problem(path, flaw.line, flaw.problem, flaw.column, flaw.fix) for flaw in flaws)
         if not flaws:
-            self._mask(source, problems, make_tag)
+            self._mask(problems, make_tag)
 
-    def _mask(self, source: str, problems: list[Problem], make_tag: Callable[[str, str, Problem], str]) -> None:
+    def _mask(self, problems: list[Problem], make_tag: Callable[[str, str, Problem], str]) -> None:
         pieces: list[str] = []
         length = begun = 0
         tag: list[str] = []
-        for line, token, value in TEXT.lex(source):
+        for offset, token, value in self._source.tokens():
             piece = ""
             if token == "data":
-                piece = value
+                piece, begun = value, offset
             elif token.startswith("raw"):
-                problems.append(Problem(self.path, line, "templates do not know {% raw %}"))
+                line, column = self._source.place(offset)
+                problems.append(Problem(self.path, line, "templates do not know {% raw %}", column))
             elif token in ("variable_begin", "block_begin"):
-                tag, begun = [value], line
+                tag, begun = [value], offset
             elif token in ("variable_end", "block_end"):
                 kind = "value" if token == "variable_end" else "statement"
-                piece = make_tag(kind, "".join((*tag, value)).strip(), Problem(self.path, begun, ""))
-                tag, line = [], begun
+                line, column = self._source.place(begun)
+                piece = make_tag(kind, "".join((*tag, value)).strip(), Problem(self.path, line, "", column))
+                tag = []
             elif tag:
                 tag.append(value)
             if piece:
                 self._starts.append(length)
-                self._lines.append(line)
+                self._offsets.append(begun)
+                self._marked.append(token != "data")
                 pieces.append(piece)
                 length += len(piece)
         self.text = "".join(pieces)
 
-    def line(self, offset: int) -> int:
-        """The line of the source that `offset` of the text came from."""
+    def place(self, offset: int) -> tuple[int, int]:
+        """The line and the column of the source that `offset` of the text came from; within a mark, those of its merge tag."""
         at = bisect_right(self._starts, offset) - 1
-        return 1 if at < 0 else self._lines[at] + self.text.count("\n", self._starts[at], offset)
+        if at < 0:
+            return 1, 1
+        return self._source.place(self._offsets[at] + (0 if self._marked[at] else offset - self._starts[at]))
 
 
 def _expression(mark: Mark) -> nodes.Node | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html as entities
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mjml import mjml2html
 
@@ -31,6 +31,7 @@ from app.flow.composing.vocabulary import (
     URL_ATTRIBUTES,
     WORDED_ATTRIBUTES,
 )
+from app.rules.fields import nearest
 
 ELEMENT_LIMIT = 5_000
 NESTING_LIMIT = 100
@@ -69,7 +70,7 @@ def build(source: str, path: str, blocks: Mapping[str, str], survey: Survey | No
     builder = _Builder(Marks.avoiding(source, survey.question if survey else "", *blocks.values()), blocks, survey)
     mjml = builder.whole(source, path)
     if builder.problems:
-        return None, sorted(set(builder.problems), key=lambda one: (one.path, one.line or 0, one.problem))
+        return None, sorted(set(builder.problems), key=lambda one: (one.path, one.line or 0, one.column or 0, one.problem))
     try:
         html = mjml2html(mjml, disable_comments=True, social_icon_origin="", fonts={}, include_loader=None)
     except ValueError as error:
@@ -77,7 +78,7 @@ def build(source: str, path: str, blocks: Mapping[str, str], survey: Survey | No
     html = builder.marks.restore(html, "html", frozenset({"content"}))
     present = set(builder.marks.pattern.findall(html))
     lost = [
-        Problem(mark.where.path, mark.where.line, "MJML has no use for a merge tag here")
+        replace(mark.where, problem="MJML has no use for a merge tag here")
         for number, mark in enumerate(builder.marks.all)
         if mark.kind in ("value", "statement") and str(number) not in present and number not in builder.inner
     ]
@@ -113,23 +114,22 @@ class _Builder:
             slots = {"head": "".join(head), "sections": body}
             mjml = "".join(self.include("brand/layout.mjml", Problem(path, None, ""), None, (), slots))
             if not self.problems and slots:
-                self.flaw("brand/layout.mjml", None, f'the layout needs <mj-include path="{next(iter(slots))}" />')
+                self.flaw(Problem("brand/layout.mjml", None, ""), f'the layout needs <mj-include path="{next(iter(slots))}" />')
         if self.survey and not self.asks:
-            self.flaw(path, None, 'a survey needs its score buttons: <mj-include path="brand/survey-scale.mjml" />')
+            self.flaw(Problem(path, None, ""), 'a survey needs its score buttons: <mj-include path="brand/survey-scale.mjml" />')
         if self.size > SOURCE_LIMIT:
-            self.flaw(path, None, f"with its blocks, a template may have {SOURCE_LIMIT // 1024} KB")
+            self.flaw(Problem(path, None, ""), f"with its blocks, a template may have {SOURCE_LIMIT // 1024} KB")
         return mjml
 
-    def flaw(self, path: str, line: int | None, problem: str) -> None:
+    def flaw(self, where: Problem, problem: str, fix: str | None = None) -> None:
         if len(self.problems) < PROBLEM_LIMIT:
-            self.problems.append(Problem(path, line, problem))
+            self.problems.append(replace(where, problem=problem, fix=fix))
 
     def complaint(self, file: File) -> Complain:
         """What notes a problem at an offset of `file`."""
 
-        def here(at: int, problem: str) -> None:
-            if len(self.problems) < PROBLEM_LIMIT:  # finding the line is what costs
-                self.flaw(file.path, file.line(at), problem)
+        def here(at: int, problem: str, fix: str | None = None) -> None:
+            self.flaw(_at(file, at), problem, fix)
 
         return here
 
@@ -139,14 +139,14 @@ class _Builder:
         """The mark of a merge tag. The scores and the question of a survey are known here, so they are written in."""
         if "mail.question" in source:
             if not self.survey:
-                self.flaw(where.path, where.line, "mail.question is for survey steps")
+                self.flaw(where, "mail.question is for survey steps")
             elif not re.fullmatch(r"\{\{-?\s*mail\.question\s*-?\}\}", source):
-                self.flaw(where.path, where.line, "the question stands alone: {{ mail.question }}")
+                self.flaw(where, "the question stands alone: {{ mail.question }}")
             else:
                 return self.marks.add(kind, _escaped_source(self.survey.question), self.survey.question, where)
         if re.search(r"\bmail\.(scores|scale)\b", source):
             if not self.survey:
-                self.flaw(where.path, where.line, "mail.scores is for survey steps")
+                self.flaw(where, "mail.scores is for survey steps")
                 return ""
             self.asks = self.asks or "mail.scores" in source
             source = re.sub(r"\bmail\.(scores|scale)\b", rf"mail.\1.{self.survey.kind}", source)
@@ -162,11 +162,13 @@ class _Builder:
         block = name.removeprefix("brand/")
         if not name.startswith("brand/") or block not in self.blocks:
             known = ", ".join(f"brand/{one}" for one in sorted(self.blocks)) or "none"
-            self.flaw(where.path, where.line, f"there is no block {name[:100]!r}; there are: {known}")
+            self.flaw(
+                where, f"there is no block {name[:100]!r}; there are: {known}", nearest(name, [f"brand/{one}" for one in self.blocks])
+            )
         elif name in above:
-            self.flaw(where.path, where.line, f"{name} includes itself: {' → '.join((*above[above.index(name) :], name))}")
+            self.flaw(where, f"{name} includes itself: {' → '.join((*above[above.index(name) :], name))}")
         elif len(above) >= INCLUDE_DEPTH:
-            self.flaw(where.path, where.line, f"blocks may be nested {INCLUDE_DEPTH} deep")
+            self.flaw(where, f"blocks may be nested {INCLUDE_DEPTH} deep")
         else:
             file = File(self.blocks[block], name, self.problems, self.tag)
             yield from self.body(file, parent, (*above, name), slots, None)
@@ -216,9 +218,9 @@ class _Builder:
                 name = next((value or "" for key, value, _, _ in tag.attributes if key == "path"), "")
                 if tag.kind == "open":
                     here(tag.start, 'write <mj-include path="…" />, closed at once')
-                out.extend(self.include(name, Problem(file.path, file.line(tag.start), ""), inside, above, slots))
+                out.extend(self.include(name, _at(file, tag.start), inside, above, slots))
                 continue
-            written = f"<{tag.name}{''.join(self._attributes(tag, here, Problem(file.path, file.line(tag.start), '')))}"
+            written = f"<{tag.name}{''.join(self._attributes(tag, here, _at(file, tag.start)))}"
             if inside == "mj-attributes":  # what no element of this mail takes over is not lost
                 self.inner.update(self.marks.numbers(written))
             if tag.kind == "alone":
@@ -226,7 +228,7 @@ class _Builder:
             elif tag.name in LEAVES:
                 start, end = scanner.leaf(tag)
                 content = self._leaf(tag.name, file, start, end, inside)
-                mark = self.marks.add("content", content, content, Problem(file.path, file.line(tag.start), ""))
+                mark = self.marks.add("content", content, content, _at(file, tag.start))
                 piece = f"{written}>{mark}</{tag.name}>"
             else:
                 stack.append((tag.name, tag.start))
@@ -243,7 +245,7 @@ class _Builder:
             here(tag.start, f"<{tag.name}> is not for mails: {REFUSED[tag.name]}")
             return False
         if tag.name not in COMPONENTS:
-            here(tag.start, f"MJML has no <{tag.name}>")
+            here(tag.start, f"MJML has no <{tag.name}>", nearest(tag.name, COMPONENTS))
             return False
         if inside == "mj-attributes":
             return True
@@ -262,7 +264,7 @@ class _Builder:
         untracked = any(name == "data-no-track" for name, *_ in tag.attributes)
         for name, value, quoted, at in tag.attributes:
             if name not in known:
-                here(at, f"<{tag.name}> has no attribute {name}")
+                here(at, f"<{tag.name}> has no attribute {name}", nearest(name, known))
             elif value is None or not quoted:
                 here(at, f'write {name}="…", with quotes')
             elif name != "data-no-track":
@@ -315,11 +317,11 @@ class _Builder:
             if head and lower == "meta" and all(name in ("name", "content") for name, *_ in tag.attributes):
                 pass
             elif lower in HTML_FORBIDDEN or lower not in HTML_TAGS:
-                here(
-                    tag.start,
-                    f"<{tag.name}> does not belong into a mail" if lower in HTML_FORBIDDEN else f"HTML in mails has no <{tag.name}>",
-                )
-            attributes = "".join(self._html_attributes(tag, lower, here, Problem(file.path, file.line(tag.start), "")))
+                if lower in HTML_FORBIDDEN:
+                    here(tag.start, f"<{tag.name}> does not belong into a mail")
+                else:
+                    here(tag.start, f"HTML in mails has no <{tag.name}>", nearest(lower, HTML_TAGS))
+            attributes = "".join(self._html_attributes(tag, lower, here, _at(file, tag.start)))
             if lower in HTML_VOID:
                 out.append(f"<{lower}{attributes} />")
             elif tag.kind == "alone":
@@ -338,7 +340,8 @@ class _Builder:
             if lower == "meta" and name in ("name", "content") and quoted and value is not None:
                 yield f' {name}="{value}"'
             elif name not in HTML_ATTRIBUTES and not name.startswith(("aria-", "data-")):
-                here(at, f"<{lower}> may not have the attribute {name}")
+                near = None if name.startswith("on") else nearest(name, HTML_ATTRIBUTES)
+                here(at, f"<{lower}> may not have the attribute {name}", near)
             elif value is None or not quoted:
                 here(at, f'write {name}="…", with quotes')
             elif name != "data-no-track":
@@ -401,6 +404,11 @@ class _Builder:
             return (f"{scheme}: is not for mails" if scheme else "an address starts with https://"), False
         bad = bad_destination(self.marks.pattern.sub("x", plain))
         return (bad, False) if bad else (None, all(is_own(mark) for mark in found) and not any(root_of(mark) == "mail" for mark in found))
+
+
+def _at(file: File, offset: int) -> Problem:
+    line, column = file.place(offset)
+    return Problem(file.path, line, "", column)
 
 
 def _escaped_source(source: str) -> str:

@@ -12,7 +12,7 @@ _SPACE = re.compile(r"\s*")
 _BARE = re.compile(r"[^\s>]*")
 
 
-Complain = Callable[[int, str], None]
+Complain = Callable[..., None]  # of an offset, a problem, and perhaps the nearest right name
 
 
 @dataclass(slots=True)

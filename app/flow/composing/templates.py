@@ -7,17 +7,22 @@ as a variable of its own (X-01 to X-03). A value that is missing raises RenderSk
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, Template, nodes
 from jinja2.exceptions import TemplateSyntaxError
+from jinja2.lexer import TokenStream
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import RenderSkip
 from app.flow.composing.filters import FILTERS, TESTS, Missing, each, shown
+from app.rules.fields import nearest
 
 SOURCE_LIMIT = 256 * 1024
 OUTPUT_LIMIT = 512 * 1024
@@ -35,36 +40,72 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """Something a template must not say. `line` is 1-based in the text that was checked."""
+    """Something a template must not say. `line` and `column` are 1-based in the text that was checked, None where they are not known;
+    `fix` is the nearest right name, if there is one."""
 
     problem: str
     line: int | None
+    column: int | None = None
+    fix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The parsed template, its flaws (if any, it must not be compiled) and the paths it reads."""
+    """The parsed template, its flaws (if any, it must not be compiled) and the paths it reads. `places` says where each path is read
+    first, as (line, column)."""
 
     tree: nodes.Template | None
     flaws: tuple[Flaw, ...]
     reads: tuple[Path, ...] = ()
+    places: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
 
 
 def check(source: str) -> Checked:
     """Parses `source` and holds it against the allow-list of X-02. Compiles and evaluates nothing; linear in the source."""
     if len(source) > SOURCE_LIMIT:
         return Checked(None, (Flaw(f"a template may have {SOURCE_LIMIT // 1024} KB", None),))
+    text = Text(source)
     try:
-        tree = TEXT.parse(source)
+        # Not `parse` itself, which would dress up the error for a traceback that nobody sees.
+        tree = Parser(_PLACED, text.source).parse()
     except TemplateSyntaxError as error:
-        return Checked(None, (Flaw(f"merge tag: {error.message}", error.lineno),))
+        return Checked(None, (Flaw(f"merge tag: {error.message}", *text.place(error.lineno)),))
     except RecursionError:
         return Checked(None, (Flaw("merge tags are nested too deeply", _crowded(source)),))
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
         return Checked(None, (Flaw(f"merge tag: {error}", _crowded(source)),))
-    checker = _Checker()
+    checker = _Checker(text)
     checker.check(tree)
-    return Checked(tree, tuple(checker.flaws), tuple(sorted(checker.reads, key=str)))
+    places = {path: text.place(offset) for path, offset in checker.reads.items()}
+    return Checked(tree, tuple(checker.flaws), tuple(sorted(checker.reads, key=str)), places)
+
+
+class Text:
+    """A source with its line ends made one kind, and where in it things stand."""
+
+    def __init__(self, source: str):
+        self.source = re.sub(r"\r\n?", "\n", source)
+        self._starts = [0, *(match.end() for match in re.finditer("\n", self.source))]
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The line and the column of `offset`, both from 1."""
+        line = bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def tokens(self) -> Iterator[tuple[int, str, str]]:
+        """The tokens of Jinja's lexer, each with its offset instead of its line."""
+        at = 0
+        try:
+            for _, token, value in TEXT.lexer.tokeniter(self.source, None):
+                # Between two tokens stands nothing but the space that a tag with a minus eats.
+                at = max(self.source.find(value, at), at)
+                yield at, token, value
+                at += len(value)
+        except TemplateSyntaxError as error:
+            found = re.fullmatch(r"(.*) at (\d+)", error.message or "", re.DOTALL)
+            if found:
+                raise TemplateSyntaxError(found[1], int(found[2])) from error
+            raise TemplateSyntaxError(error.message or "not a template", max(at, self._starts[error.lineno - 1])) from error
 
 
 class Program:
@@ -188,9 +229,16 @@ class _Undefined(Undefined):
         raise RenderSkip("missing_value", {"path": self._undefined_name})
 
 
-def _environment(html: bool, holes: bool = False) -> Environment:
+class _Placed(_Environment):
+    """Parses only; its nodes know their offset in the source where others know their line."""
+
+    def _tokenize(self, source: str, name: str | None, filename: str | None = None, state: str | None = None) -> TokenStream:
+        return TokenStream(self.lexer.wrap(Text(source).tokens(), name, filename), name, filename)
+
+
+def _environment(html: bool, holes: bool = False, kind: type[Environment] = _Environment) -> Environment:
     show = _forgiving(shown, lambda: HOLE) if holes else shown
-    kind = _NoticeEnvironment if holes else _Environment
+    kind = _NoticeEnvironment if holes else kind
     environment = kind(autoescape=html, undefined=_Undefined, finalize=show, keep_trailing_newline=True, cache_size=0)
     environment.globals.clear()
     environment.filters.clear()
@@ -207,6 +255,7 @@ def _environment(html: bool, holes: bool = False) -> Environment:
 HTML = _environment(html=True)
 TEXT = _environment(html=False)
 NOTICE = _environment(html=False, holes=True)
+_PLACED = _environment(html=False, kind=_Placed)
 
 _ALLOWED = (
     nodes.Template,
@@ -258,9 +307,10 @@ _SAYS = {
 class _Checker:
     """Walks a parsed template without recursion, so that no template is too deep for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: Text) -> None:
+        self.text = text
         self.flaws: list[Flaw] = []
-        self.reads: set[Path] = set()
+        self.reads: dict[Path, int] = {}  # each with the offset where it is read first
 
     def check(self, tree: nodes.Template) -> None:
         count = 0
@@ -287,7 +337,7 @@ class _Checker:
             if isinstance(node, nodes.Filter):
                 self._filter(node)
             elif isinstance(node, nodes.Test) and node.name not in TESTS:
-                self._flaw(f"there is no test named {node.name}; there are {', '.join(sorted(TESTS))}", node)
+                self._flaw(f"there is no test named {node.name}; there are {', '.join(sorted(TESTS))}", node, nearest(node.name, TESTS))
             stack.extend((child, depth + 1, loops, local) for child in reversed(list(node.iter_child_nodes())))
 
     def _loop(self, node: nodes.For, depth: int, loops: int, local: frozenset[str]) -> list:
@@ -315,24 +365,33 @@ class _Checker:
         elif path[0] in local:
             return
         elif path[0] not in ROOTS:
-            self._flaw(f"{path[0]} is not a name; there are {', '.join(sorted(ROOTS))}", node)
+            self._flaw(f"{path[0]} is not a name; there are {', '.join(sorted(ROOTS))}", node, nearest(path[0], (*ROOTS, *local)))
         elif any(isinstance(part, str) and (part.startswith("_") or "." in part) for part in path):
             self._flaw(f"{'.'.join(map(str, path))} is not a name", node)
         else:
-            self.reads.add(path)
+            self.reads.setdefault(path, _offset(node) or 0)
 
     def _filter(self, node: nodes.Filter) -> None:
         if node.node is None or node.name not in FILTERS:
-            self._flaw(f"there is no filter named {node.name}; there are {', '.join(sorted(FILTERS))}", node)
+            problem = f"there is no filter named {node.name}; there are {', '.join(sorted(FILTERS))}"
+            self._flaw(problem, node, nearest(node.name, FILTERS))
         elif node.kwargs or node.dyn_args or node.dyn_kwargs:
             self._flaw(f"filter {node.name} takes its arguments by position", node)
         elif node.name in ("days_since", "days_until"):
-            self.reads.add(("now",))
+            self.reads.setdefault(("now",), _offset(node) or 0)
 
-    def _flaw(self, problem: str, node: nodes.Node) -> None:
+    def _flaw(self, problem: str, node: nodes.Node, fix: str | None = None) -> None:
         if len(self.flaws) < 50:
-            lines = (one.lineno for one in (node, *node.iter_child_nodes()) if one.lineno is not None)
-            self.flaws.append(Flaw(problem, next(lines, None)))
+            offset = _offset(node)
+            self.flaws.append(Flaw(problem, *(self.text.place(offset) if offset is not None else (None, None)), fix))
+
+
+def _offset(node: nodes.Node) -> int | None:
+    """Where a node of `check` stands; a path begins with its first word."""
+    while isinstance(node, (nodes.Getattr, nodes.Getitem)):
+        node = node.node
+    offsets: Iterable[int | None] = (one.lineno for one in (node, *node.iter_child_nodes()))
+    return next((one for one in offsets if one is not None), None)
 
 
 def path_of(node: nodes.Node) -> Path | None:
