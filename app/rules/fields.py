@@ -90,7 +90,8 @@ class Problem:
 
     def __str__(self) -> str:
         said = f"warning: {self.message}" if self.severity == "warning" else self.message
-        return f"{_shown(self.file)}:{self.line}:{self.column}: {_shown(said)}{f' (did you mean {self.fix}?)' if self.fix else ''} [{self.rule}]"
+        fix = f" (did you mean {self.fix}?)" if self.fix else ""
+        return f"{_shown(self.file)}:{self.line}:{self.column}: {_shown(said)}{fix} [{self.rule}]"
 
 
 class Misplaced(ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html as entities
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mjml import mjml2html
@@ -125,6 +125,14 @@ class _Builder:
         if len(self.problems) < PROBLEM_LIMIT:
             self.problems.append(replace(where, problem=problem, fix=fix))
 
+    def near(self, name: str, names: Iterable[str], prefix: str = "") -> str | None:
+        """The one of `names` that was most likely meant; what all of them begin with makes none nearer. Looked for only as long as
+        anybody hears of it."""
+        if len(self.problems) >= PROBLEM_LIMIT:
+            return None
+        found = nearest(name.removeprefix(prefix), [one.removeprefix(prefix) for one in names])
+        return found and prefix + found
+
     def complaint(self, file: File) -> Complain:
         """What notes a problem at an offset of `file`."""
 
@@ -162,9 +170,8 @@ class _Builder:
         block = name.removeprefix("brand/")
         if not name.startswith("brand/") or block not in self.blocks:
             known = ", ".join(f"brand/{one}" for one in sorted(self.blocks)) or "none"
-            self.flaw(
-                where, f"there is no block {name[:100]!r}; there are: {known}", nearest(name, [f"brand/{one}" for one in self.blocks])
-            )
+            near = self.near(name, [f"brand/{one}" for one in self.blocks], "brand/")
+            self.flaw(where, f"there is no block {name[:100]!r}; there are: {known}", near)
         elif name in above:
             self.flaw(where, f"{name} includes itself: {' → '.join((*above[above.index(name) :], name))}")
         elif len(above) >= INCLUDE_DEPTH:
@@ -245,7 +252,7 @@ class _Builder:
             here(tag.start, f"<{tag.name}> is not for mails: {REFUSED[tag.name]}")
             return False
         if tag.name not in COMPONENTS:
-            here(tag.start, f"MJML has no <{tag.name}>", nearest(tag.name, COMPONENTS))
+            here(tag.start, f"MJML has no <{tag.name}>", self.near(tag.name, COMPONENTS, "mj-"))
             return False
         if inside == "mj-attributes":
             return True
@@ -264,7 +271,7 @@ class _Builder:
         untracked = any(name == "data-no-track" for name, *_ in tag.attributes)
         for name, value, quoted, at in tag.attributes:
             if name not in known:
-                here(at, f"<{tag.name}> has no attribute {name}", nearest(name, known))
+                here(at, f"<{tag.name}> has no attribute {name}", self.near(name, known))
             elif value is None or not quoted:
                 here(at, f'write {name}="…", with quotes')
             elif name != "data-no-track":
@@ -320,7 +327,7 @@ class _Builder:
                 if lower in HTML_FORBIDDEN:
                     here(tag.start, f"<{tag.name}> does not belong into a mail")
                 else:
-                    here(tag.start, f"HTML in mails has no <{tag.name}>", nearest(lower, HTML_TAGS))
+                    here(tag.start, f"HTML in mails has no <{tag.name}>", self.near(lower, HTML_TAGS))
             attributes = "".join(self._html_attributes(tag, lower, here, _at(file, tag.start)))
             if lower in HTML_VOID:
                 out.append(f"<{lower}{attributes} />")
@@ -340,7 +347,7 @@ class _Builder:
             if lower == "meta" and name in ("name", "content") and quoted and value is not None:
                 yield f' {name}="{value}"'
             elif name not in HTML_ATTRIBUTES and not name.startswith(("aria-", "data-")):
-                near = None if name.startswith("on") else nearest(name, HTML_ATTRIBUTES)
+                near = None if name.startswith("on") else self.near(name, HTML_ATTRIBUTES)
                 here(at, f"<{lower}> may not have the attribute {name}", near)
             elif value is None or not quoted:
                 here(at, f'write {name}="…", with quotes')

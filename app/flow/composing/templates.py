@@ -426,9 +426,9 @@ class _Binder:
             node.test = self.bind(node.test, inner) if node.test else None
             node.else_ = [self.bind(child, local) for child in node.else_]
             return node
-        for field, value in node.iter_fields():
+        for name, value in node.iter_fields():
             if isinstance(value, nodes.Node):
-                setattr(node, field, self.bind(value, local))
+                setattr(node, name, self.bind(value, local))
             elif isinstance(value, list):
                 value[:] = [self.bind(one, local) if isinstance(one, nodes.Node) else one for one in value]
         if isinstance(node, nodes.Filter) and node.name in ("days_since", "days_until"):
