@@ -51,7 +51,7 @@ def test_names_are_held_against_the_lifecycle(tmp_path):
     changed = GOOD.replace("stage: onboarding", "stage: onbording") + "  - {id: hello, wait: 1d}\n"
     changed += "audience: account.nam == 1 and account.traits.plna == 2\nrecipients: {roles: [boss]}\n"
     found = problems(tmp_path, changed)
-    assert any("campaign.yaml:3:1: stage onbording is not declared" in one for one in found)
+    assert any("campaign.yaml:3:8: stage onbording is not declared" in one for one in found)
     assert any("the step id hello is used twice" in one for one in found)
     assert any("role boss is not declared" in one for one in found)
     assert any("did you mean account.name?" in one for one in found)
@@ -74,14 +74,15 @@ def test_a_missing_template_says_which_there_are(tmp_path):
     ("text", "said"),
     [
         ("name: [unclosed", "campaign.yaml:"),
-        (LAUGHS, "more than 20000 values"),
+        (LAUGHS, "campaign.yaml:1:5: anchors (&) and aliases (*) are not used"),
+        ("".join(f"b{n}: [x, x]\n" for n in range(10_000)), "campaign.yaml:5000:12: has more than 20000 values"),
         ("steps: " + "[" * 5000 + "]" * 5000, "nested"),
         ("x: " + "y" * 300_000, "larger than 256 KB"),
         ("", "campaign.yaml:1:1"),
         ("- just\n- a list\n", "campaign.yaml:1:1"),
         ("name: 1\nname: 2\n", "duplicate key"),
     ],
-    ids=["broken", "billion laughs", "deep", "large", "empty", "list", "twice"],
+    ids=["broken", "billion laughs", "many", "deep", "large", "empty", "list", "twice"],
 )
 def test_hostile_and_broken_files_get_an_error_and_the_process_lives(tmp_path, text, said):
     root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD})
