@@ -23,7 +23,7 @@ from pathlib import Path
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, embedded, home, steer
+from app import ask, embedded, home, rehearse, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -272,6 +272,12 @@ COMMANDS: list[Command] = [
     Command(("resume",), "end a pause; say first what is overdue", steer.resume, steer.resume_arguments),
     Command(("enroll",), "enroll accounts or contacts by hand; say first who would enter", steer.enroll, steer.enroll_arguments),
     Command(("render",), "show a mail of the campaigns folder as a customer would see it; sends nothing", _render, _render_arguments),
+    Command(
+        ("simulate",),
+        "show what campaigns would do, over stored history or a file of events; sends nothing",
+        rehearse.simulate,
+        rehearse.simulate_arguments,
+    ),
     Command(("keys", "create"), "make an API key", _keys_create, _create_arguments),
     Command(("keys", "list"), "list the API keys", _keys_list),
     Command(("keys", "revoke"), "revoke an API key", _keys_revoke, lambda p: p.add_argument("id")),

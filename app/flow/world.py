@@ -33,7 +33,7 @@ from app.rules.conditions import values
 from app.rules.delivery import ending
 from app.rules.facts import EMPTY, Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Reaction, Scope, Timer, Usage
 from app.rules.identity import contact_values
-from app.rules.lifecycle import TRANSACTIONAL
+from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
 from app.rules.triggers import SCALES
 
 OWN_SOURCE = 0
@@ -838,8 +838,15 @@ def compose_of(campaigns: Campaigns, base_url: str = "http://127.0.0.1") -> Comp
     for folder in campaigns.folders:
         for one in folder.templates:
             templates.setdefault((folder.key, one.step), {})[one.locale] = one.compiled
+    return writing(templates, campaigns.lifecycle, base_url)
+
+
+def writing(
+    templates: Mapping[tuple[str, str], Mapping[str, Compiled]], lifecycle: Lifecycle, base_url: str = "http://127.0.0.1"
+) -> Compose:
+    """Writes mails of compiled `templates`, by campaign and step, then by language."""
     composer = Composer()
-    brand = campaigns.lifecycle.brand.model_dump()
+    brand = lifecycle.brand.model_dump()
 
     def compose(letter: Letter, version: Version, node: Node, scope: Scope) -> Mail:
         found = templates.get((version.key, node.id), {})
@@ -856,7 +863,7 @@ def compose_of(campaigns: Campaigns, base_url: str = "http://127.0.0.1") -> Comp
             clicks=None,
             score=(lambda score: f"{place.format('s')}?score={score}") if node.kind == "survey" else None,
         )
-        kept = values(scope, compiled.reads, campaigns.lifecycle.schema)
+        kept = values(scope, compiled.reads, lifecycle.schema)
         reader = why(brand["name"], scope.account)
         return composer.render((version.key, node.id, locale), compiled, kept, addresses, brand, reader)
 

@@ -1,0 +1,182 @@
+"""Commands that show what campaigns will do before they do it: `nurture simulate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from app.errors import InputError
+from app.rules.identity import moment
+
+BEFORE, AFTER = timedelta(days=90), timedelta(days=30)
+SHOWN = 15
+
+
+def simulate(args: argparse.Namespace) -> int:
+    """Runs the campaigns of a folder over stored history, or over a file of events, and reports what they would do."""
+    from app import cli
+    from app.config import load
+    from app.flow import simulate as flow
+    from app.flow.check import read
+    from app.flow.history import of_file
+    from app.flow.world import book_of, compose_of
+
+    root, now = load(home=args.home, campaigns=args.folder).campaigns, datetime.now(UTC)
+    campaigns = read(root)
+    book = _only(book_of(campaigns, live=args.campaign or ()), args.campaign)
+    options = {"compose": compose_of(campaigns), "progress": _progress(args)}
+    published = None
+    if args.events:
+        history, problems = of_file(Path(args.events))
+        for problem in problems[:SHOWN]:
+            print(f"{args.events}: {problem}", file=sys.stderr)
+        if len(problems) > SHOWN:
+            print(f"{args.events}: and {len(problems) - SHOWN} more lines that cannot be taken", file=sys.stderr)
+        if not history.events:
+            raise InputError("holds no event that can be taken", args.events)
+        moments = [one.received_at for one in history.events]
+        began, ends = _period(args, min(moments), max(moments) + AFTER)
+        if args.against:
+            with cli.installation(args) as (_, engine), engine.connect() as conn:
+                published = _published(conn, args, [history], began, ends)
+        found = flow.simulate(book, [history], began, ends, **options)
+    else:
+        from app.flow.history import of_database
+
+        began, ends = _period(args, now - BEFORE, now + AFTER)
+        with cli.installation(args) as (_, engine), engine.connect() as conn:
+            if args.against:
+                published = _published(conn, args, of_database(conn, until=ends), began, ends)
+            found = flow.simulate(book, of_database(conn, until=ends), began, ends, **options)
+    changes = flow.compare(published, found) if published is not None else None
+    if args.html:
+        from app.flow.reporting import page
+
+        Path(args.html).write_text(page(found, f"{campaigns.lifecycle.brand.name}: what the campaigns will do", changes), "utf-8")
+    data = found.plain() | ({"changes": changes.plain()} if changes else {})
+    cli.show(args, data, "\n".join(_written(found, data, args.html)))
+    return 0
+
+
+def simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="the campaigns folder as it is on disk (NURTURE_CAMPAIGNS)")
+    parser.add_argument("--campaign", metavar="KEY", nargs="+", help="only these campaigns, such as onboarding/first-value, as if live")
+    parser.add_argument("--events", metavar="FILE", help="events to run over instead of the stored ones: a call of Segment's API a line")
+    parser.add_argument("--from", dest="began", metavar="DATE", help="report from then on (90 days ago; the first event of the file)")
+    parser.add_argument("--to", dest="ends", metavar="DATE", help="until then (in 30 days; 30 days after the last event of the file)")
+    parser.add_argument("--against", choices=["published"], help="say what the folder changes against what is published")
+    parser.add_argument("--html", metavar="FILE", help="write a page with a calendar")
+
+
+def _only(book: Any, campaigns: list[str] | None) -> Any:
+    """The book with only these campaigns enrolling."""
+    if not campaigns:
+        return book
+    from app.rules.book import build_book
+
+    if unknown := [key for key in campaigns if key not in book.standings]:
+        raise InputError(f"there is no campaign {unknown[0]}; there are: {', '.join(sorted(book.standings)) or 'none'}", "--campaign")
+    standings = [one if key in campaigns else replace(one, mode="archived") for key, one in book.standings.items()]
+    return build_book(book.lifecycle, standings, book.versions)
+
+
+def _published(conn: Any, args: argparse.Namespace, histories: Any, began: datetime, ends: datetime) -> Any:
+    """The same history with what is published."""
+    from app.flow.publish import book as in_force
+    from app.flow.simulate import published_writing, simulate
+    from app.rules.book import build_book
+
+    book = in_force(conn)
+    chosen = args.campaign
+    if chosen:
+        standings = [replace(one, mode="live" if key in chosen else "archived") for key, one in book.standings.items()]
+        book = build_book(book.lifecycle, standings, book.versions)
+    return simulate(book, histories, began, ends, compose=published_writing(conn, book))
+
+
+def _period(args: argparse.Namespace, began: datetime, ends: datetime) -> tuple[datetime, datetime]:
+    began, ends = _moment(args.began, "--from") or began, _moment(args.ends, "--to") or ends
+    if began >= ends:
+        raise InputError(f"the period must begin before it ends; it is {began:%Y-%m-%d} to {ends:%Y-%m-%d}", "--to")
+    return began, ends
+
+
+def _moment(value: str | None, field: str) -> datetime | None:
+    found = moment(value) if value else None
+    if value and found is None:
+        raise InputError(f"{value!r} is not a date; write it like 2026-03-02", field)
+    return found
+
+
+def _progress(args: argparse.Namespace):
+    if args.json or not sys.stderr.isatty():
+        return lambda accounts: None
+    return lambda accounts: print(f"\r{accounts:,} accounts ", end="", file=sys.stderr, flush=True)
+
+
+def _written(found: Any, data: dict[str, Any], html: str | None) -> Iterator[str]:
+    """The report for people."""
+    total = {name: f"{count:,}" for name, count in data["totals"].items()}
+    totals, period = data["totals"], f"{found.began:%Y-%m-%d} to {found.ends:%Y-%m-%d}"
+    yield f"{period}: {total['accounts']} accounts, {total['events']} events. Nothing was sent."
+    yield ""
+    yield f"{total['mails']} mails ({total['surveys']} surveys) to {total['people']} people at {total['accounts_reached']} accounts."
+    yield f"{total['accounts_silent']} accounts get nothing. {total['not_sent']} mails are not sent; staff gets {total['staff']} notices."
+    if totals["held_out"] or totals["in_shadow"]:
+        yield f"{totals['held_out']:,} withheld by holdout, {totals['in_shadow']:,} kept in shadow."
+    yield ""
+    yield f"{'campaign':<38} {'entered':>8} {'mails':>7} {'people':>7} {'surveys':>8} {'not sent':>9} {'staff':>6}"
+    for row in data["campaigns"]:
+        counts = (row["entered"], row["mails"], row["people"], row["surveys"], sum(row["not_sent"].values()), sum(row["staff"].values()))
+        yield f"{row['campaign']:<38} {counts[0]:>8,} {counts[1]:>7,} {counts[2]:>7,} {counts[3]:>8,} {counts[4]:>9,} {counts[5]:>6,}"
+    busiest = [day for day in sorted(data["days"], key=lambda one: -one["mails"]) if day["mails"]][:5]
+    if busiest:
+        yield ""
+        yield "Busiest days: " + ", ".join(f"{day['day']} ({day['mails']:,})" for day in busiest)
+    if data["reasons"]:
+        yield ""
+        yield "Not sent, or waiting:"
+        yield from (f"  {one['messages']:>6,}  {one['text']} [{one['reason']}]" for one in data["reasons"][:SHOWN])
+    if data["caps"]:
+        yield ""
+        yield "Caps:"
+        yield from (f"  {one['times']:>6,}  {one['message']} lost to {one['lost_to']} (per {one['per']})" for one in data["caps"][:SHOWN])
+    close = data["collisions"]
+    yield ""
+    yield f"Two mails to a person within a day: {close['within_a_day']:,}. Four or more within a week: {len(close['crowded']):,} people."
+    yield from (f"  {one['times']:>6,}  {one['first']} then {one['second']}" for one in close["pairs"][:5])
+    asked = data["surveys"]
+    stopped = f"{asked['stopped_by_quarantine']:,} stopped by quarantine"
+    yield f"Surveys: {asked['asked']:,} asked of {asked['people']:,} people, at most {asked['most_per_person']} each; {stopped}."
+    if data["busiest"]:
+        yield ""
+        yield "Most mail: " + ", ".join(f"{one['account']} ({one['mails']} to {one['people']})" for one in data["busiest"][:5])
+    if data["silent"]:
+        yield ""
+        yield f"Nothing at all ({len(data['silent']):,} accounts):"
+        yield from (f"  {one['account']}: {one['why']}" for one in data["silent"][:SHOWN])
+        if len(data["silent"]) > SHOWN:
+            yield f"  … and {len(data['silent']) - SHOWN:,} more (--json or --html lists all)"
+    if "changes" in data:
+        yield ""
+        yield "Against what is published:"
+        yield from _changed(data["changes"])
+    if html:
+        yield ""
+        yield f"The page is {html}."
+
+
+def _changed(changes: dict[str, Any]) -> Iterator[str]:
+    if not changes["campaigns"]:
+        yield "  Nobody gets another mail, or the same one at another time."
+    for row in changes["campaigns"]:
+        yield f"  {row['campaign']}: {row['gained']:,} mails gained, {row['lost']:,} lost, {row['moved']:,} moved"
+    for name, word in (("gained", "+"), ("lost", "-"), ("moved", "~")):
+        for one in changes[name][:5]:
+            more = f" was {one['was_at'][:16]}" if name == "moved" else f" {one['why']}" if name == "lost" else ""
+            yield f"  {word} {one['campaign']}/{one['step']} to {one['contact']} at {one['account']}, {one['local']}{more}"
