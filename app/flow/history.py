@@ -55,6 +55,16 @@ class Closed:
     lifted: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """What the health of an account was found to be, news or not."""
+
+    account: str
+    score: float | None
+    band: str | None
+    at: datetime
+
+
 @dataclass(slots=True)
 class History:
     """What happened to some accounts, in the order it was received, and around them."""
@@ -63,6 +73,7 @@ class History:
     events: list[Posted] = field(default_factory=list)
     holds: list[Held] = field(default_factory=list)
     suppressions: list[Closed] = field(default_factory=list)
+    assessments: list[Assessed] = field(default_factory=list)
     feedback: Recorded = field(default_factory=lambda: Recorded())
 
     def tell(self, world: World) -> None:
@@ -74,6 +85,8 @@ class History:
             world.suppress(one.person, one.scope, one.since)
             if one.lifted is not None:
                 world.lift(one.person, one.scope, one.lifted)
+        for one in self.assessments:
+            world.assess(one.account, one.score, one.band, one.at)
 
 
 @dataclass(slots=True)
@@ -171,6 +184,7 @@ def _history(conn: Connection, accounts: Sequence[str], until: datetime) -> Hist
     history.events = [Posted(*row) for row in rows]
     history.holds = [Held(*row) for row in conn.exec_driver_sql(_HOLDS, given)]
     history.suppressions = [Closed(*row) for row in conn.exec_driver_sql(_SUPPRESSIONS, given)]
+    history.assessments = [Assessed(*row) for row in conn.exec_driver_sql(_ASSESSMENTS, given)]
     for row in conn.exec_driver_sql(_MESSAGES, given).mappings():
         history.feedback.note(row)
     for message_id, moment, detail in conn.exec_driver_sql(_CLICKS, given):
@@ -216,6 +230,9 @@ where person in (select person from people) and created_at <= %(until)s
   and not exists (select from delivery_event d
                   where d.kind = 'rejected' and s.reason = 'bounced' and d.message_id::text = s.evidence ->> 'message')
 order by created_at, id"""
+_ASSESSMENTS = """
+select a.external_id, h.score, h.band, h.at from health_score h join account a on a.id = h.account_id
+where a.external_id = any(%(accounts)s) and h.at <= %(until)s order by h.at, h.id"""
 _OF = "from message m join account a on a.id = m.account_id"
 _MESSAGES = f"""
 select m.id, a.external_id as account, k.key as campaign, m.step_id as step, c.external_id as contact, m.state, m.reason, m.person,

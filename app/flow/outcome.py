@@ -25,7 +25,8 @@ class Outcome:
     """How one claim ended.
 
     `claimed` is the row that `claims.claim` gave. `ending.event` is None where no attempt was made (a gate said no, the relay was away):
-    then it is not counted. `gate` names the gate of the ledger line; `evidence` is what it saw; `reply` the relay's words.
+    then it is not counted. `gate` names the gate of the ledger line; `evidence` is what it saw; `reply` the relay's words. `filled_by`
+    are the messages whose places it would have needed.
     """
 
     claimed: Row
@@ -36,6 +37,7 @@ class Outcome:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     reply: str | None = None
     person: str | None = None
+    filled_by: Sequence[UUID] = ()
 
 
 # A result counts while the token is the claim's. A message that was declared unknown meanwhile may still learn the truth, but it is
@@ -94,6 +96,7 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
         conflict="(person, scope) where lifted_at is null do nothing",
     )
     reservations.give_back(conn, [row.id for row in done.values() if row.state in ("due", "skipped")], now)
+    reservations.look_again(conn, [(one.claimed.id, other) for one in ours for other in one.filled_by], now)
     return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -119,7 +119,7 @@ class Preparer:
         if shut is not None:
             return _shut(row, shut, now)
         if (no := facts.places.refused.get(row.id)) is not None:
-            return _shut(row, no, now)
+            return replace(_shut(row, no, now), filled_by=no.filled_by)
         if row.id not in facts.places.held and reservations.needed(book, row, contact.person, facts.places.shared):
             # The gates were shut a moment ago, when places were given: the next claim asks for one.
             return _outcome(row, "due", row.reason, now, "caps", due_at=now)

@@ -91,6 +91,18 @@ def give_back(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> N
         conn.exec_driver_sql(_WAKE, values)
 
 
+def look_again(conn: Connection, filled: Sequence[tuple[UUID, UUID]], now: datetime) -> None:
+    """Who was refused for want of a place that was given back before the refusal was written down is due now: nobody else wakes them.
+
+    `filled` are pairs: a message that was refused, and one whose place it would have needed.
+    """
+    if filled:
+        refused, others = zip(*filled, strict=True)
+        # Whoever is giving one of them back is waited for; whoever wants to afterwards waits for us, and sees whom to wake.
+        conn.exec_driver_sql(_HOLD, {"others": sorted(others)})
+        conn.exec_driver_sql(_AGAIN, {"refused": list(refused), "others": list(others), "now": now})
+
+
 def _row(place: Place, row: Row) -> Mapping[str, Any]:
     return {
         "message_id": place.message,
@@ -133,6 +145,12 @@ _SHARED = """
 select c.person from contact c join membership m on m.contact_id = c.id where c.person = any(%(persons)s)
 group by c.person having count(distinct m.account_id) > 1"""
 _GIVE_BACK = "delete from reservation where message_id = any(%(ids)s) returning person, account_id"
+_HOLD = "select message_id from reservation where message_id = any(%(others)s::uuid[]) order by message_id for share"
+_AGAIN = """
+update message m set due_at = %(now)s
+from unnest(%(refused)s::uuid[], %(others)s::uuid[]) as r(refused, other)
+where m.id = r.refused and m.state = 'due' and m.reason = 'capped' and m.due_at > %(now)s
+  and not exists (select from reservation p where p.message_id = r.other)"""
 _WAKE = """
 update message m set due_at = %(now)s
 where m.state = 'due' and m.reason = 'capped' and m.due_at > %(now)s

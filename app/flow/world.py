@@ -27,13 +27,29 @@ from app.flow.prepare import LOOK_AGAIN, locales, why
 from app.flow.respond import clean
 from app.flow.states import USAGE_KEPT
 from app.flow.track import SETTLES_AFTER
-from app.rules import consent, journey
+from app.rules import capacity, consent, journey
 from app.rules.book import Book, Node, Standing, Version, build_book, compile_version
+from app.rules.capacity import Place, Refusal
 from app.rules.conditions import values
 from app.rules.delivery import ending
-from app.rules.facts import EMPTY, Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Reaction, Scope, Timer, Usage
-from app.rules.identity import contact_values
+from app.rules.facts import (
+    EMPTY,
+    Account,
+    Contact,
+    Decision,
+    Enrollment,
+    Event,
+    Health,
+    NewEffect,
+    NewMessage,
+    Reaction,
+    Scope,
+    Timer,
+    Usage,
+)
+from app.rules.identity import contact_values, normalise
 from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
+from app.rules.steps import message_id
 from app.rules.triggers import SCALES
 
 OWN_SOURCE = 0
@@ -172,6 +188,8 @@ class World:
         self._aliases: dict[str, str] = {}
         self._seen: dict[str, int] = {}  # contact → day
         self._asked: dict[str, datetime] = {}  # contact → latest survey
+        self._by_person: dict[str, dict[UUID, Place]] = defaultdict(dict)
+        self._by_account: dict[str, dict[UUID, Place]] = defaultdict(dict)
         self._answers: dict[UUID, tuple[int, str | None, int]] = {}
         self._known: set[tuple[int, str]] = set()
         self._by_id: dict[UUID, Letter] = {}
@@ -221,6 +239,10 @@ class World:
     def lift(self, person: str, scope: str, at: datetime) -> None:
         """Opens the scope again."""
         self._change(at, self._suppressed, person, scope, False)
+
+    def assess(self, account: str, score: float | None, band: str | None, at: datetime) -> None:
+        """What the health of the account was found to be. That is told by an event only where it is news."""
+        self._change(at, self._assessed, account, score, band)
 
     def set_book(self, book: Book) -> None:
         """What is in force from now on. Versions that `book` does not know are kept for those inside them (invariant 7)."""
@@ -301,8 +323,7 @@ class World:
             return (key, Timer(at, None, self.now)) if home.account.due_at == at else None
         if self._due.get(ident) != at:
             return None
-        standing = self.book.standings.get(self.enrollments[ident][1].campaign)
-        if standing is not None and standing.mode == "paused":
+        if self._is_paused(self.enrollments[ident][1].campaign):
             self._frozen.append(entry)
             return None
         return key, Timer(at, ident, self.now)
@@ -324,9 +345,11 @@ class World:
 
     def _take_event(self, one: Posted) -> None:
         contact = self._aliases.get(one.contact, one.contact) if one.contact else one.contact
-        event = Event(
-            one.name, one.properties, one.occurred_at, one.received_at, one.message_id, one.kind, contact, one.mark, source=one.source
-        )
+        closed = frozenset()
+        if one.kind == "identify" and self._closed:
+            closed = self._closed.get(normalise(one.properties.get("email")) or "", closed)
+        times = one.occurred_at, one.received_at
+        event = Event(one.name, one.properties, *times, one.message_id, one.kind, contact, one.mark, 0, None, one.source, closed)
         speaks = one.kind in ("identify", "group") and contact is not None
         if speaks and contact not in self._contacts:
             self._contacts[contact] = Contact(contact, self._row())
@@ -481,10 +504,13 @@ class World:
         for account in self._members.get(contact, ()):
             home = self._homes[account]
             home.rename(previous, contact)
-            self.enrollments.update((one.id, (account, one)) for one in home.account.enrollments)
+        for ident, (account, one) in self.enrollments.items():
+            if one.contact == previous:
+                self.enrollments[ident] = (account, replace(one, contact=contact))
         for letter in self.letters:
             if letter.contact == previous:
                 letter.contact = contact
+        self.effects = [(account, replace(one, contact=contact) if one.contact == previous else one) for account, one in self.effects]
 
     # Holds and suppressions -------------------------------------------------------------------------------------------
 
@@ -513,6 +539,10 @@ class World:
     def _held_by(self, account: str | None, contact: str | None) -> str | None:
         standing = self._holds.get((account, contact))
         return standing[0].reason if standing else None
+
+    def _assessed(self, at: datetime, account: str, score: float | None, band: str | None) -> None:
+        if home := self._homes.get(account):
+            home.set(replace(home.account, health=Health(score, band, at)))
 
     def _suppressed(self, at: datetime, person: str, scope: str, closed: bool) -> None:
         known = self._closed.get(person, frozenset())
@@ -562,22 +592,63 @@ class World:
         for letter in sorted(due.values(), key=lambda one: (-one.priority, one.due_at, one.id)):
             self._send(letter, now)
 
-    def _send(self, letter: Letter, now: datetime) -> None:
-        if letter.expires_at <= now:
-            self._settle(letter, "skipped", "expired", now, "send", {"expires_at": letter.expires_at.isoformat()})
+    def _reserve(self, letter: Letter, version: Version, contact: Contact, now: datetime) -> Refusal | None:
+        """Takes the letter's place, where it needs one. Why there is none, or None."""
+        person, key = contact.person, letter.account
+        shared = len({one for mine in self._persons[person] for one in self._members.get(mine, ())}) > 1
+        if not (letter.kind == "survey" or shared or self.book.caps_for(letter.topic)):
+            return None
+        wanted = Place(letter.id, person, key, letter.topic, letter.campaign, letter.step, letter.shadow, now)
+        taken = {**self._by_person[person], **self._by_account[key]}
+        longest = max((cap.within for cap in self.book.lifecycle.caps), default=timedelta(0))
+        taken = {ident: one for ident, one in taken.items() if one.at > now - longest}
+        if shared:
+            taken |= self._sent_to(person)
+        no = capacity.refusal(self.book, version, wanted, taken.values())
+        if no is None:
+            self._by_person[person][letter.id] = self._by_account[key][letter.id] = wanted
+        return no
+
+    def _sent_to(self, person: str) -> dict[UUID, Place]:
+        """Everything that ever went to the person, wherever, with or without a place."""
+        contacts = self._persons[person]
+        return {
+            one.id: Place(one.id, person, one.account, one.topic, one.campaign, one.step, one.outcome == "shadow", one.settled_at)
+            for one in self.letters
+            if one.contact in contacts and one.outcome in ("sent", "unknown", "ghosted", "shadow")
+        }
+
+    def _give_back(self, letter: Letter, now: datetime) -> None:
+        """The letter's place is free again, and whoever waited for one there is judged anew."""
+        place = self._by_account[letter.account].pop(letter.id, None)
+        if place is None:
             return
-        _, enrollment = self.enrollments[letter.enrollment]
+        self._by_person[place.person].pop(letter.id, None)
+        contacts = self._persons[place.person]
+        for one in self.letters:
+            waits = one.outcome == "due" and one.reason == "capped" and one.due_at > now
+            if waits and (one.account == letter.account or one.contact in contacts):
+                one.due_at = now
+                self._put_out(one)
+
+    def _send(self, letter: Letter, now: datetime) -> None:
+        if letter.expires_at <= now and not self._is_paused(letter.campaign):
+            gate, reason = consent.why_expired(letter.reason)
+            self._settle(letter, "skipped", reason, now, gate, {"expires_at": letter.expires_at.isoformat()})
+            return
+        enrollment = self.enrollments[letter.enrollment][1]
         if enrollment.state != "active":
             self._settle(letter, "skipped", "enrollment_ended", now, "enrollment")
             return
         account = self._whole(self._homes[letter.account])
         version = self.book.versions[letter.version]
-        node = version.nodes[letter.step]
-        contact = account.contacts.get(letter.contact)
+        node, contact = version.nodes[letter.step], account.contacts.get(letter.contact)
         if contact is None:
             self._settle(letter, "skipped", "not_a_member", now, "recipient")
             return
         shut = consent.gate(self.book, account, enrollment, version, node, contact, now, self._asked_at(contact.person))
+        if shut is None:
+            shut = self._reserve(letter, version, contact, now)
         if shut is not None:
             self._shut(letter, shut, now)
             return
@@ -597,14 +668,20 @@ class World:
         else:
             self._hand_over(letter, node, now)
 
-    def _shut(self, letter: Letter, said: Decision, now: datetime) -> None:
+    def _shut(self, letter: Letter, said: Decision | Refusal, now: datetime) -> None:
         """A gate's no skips the message, its not yet makes it due when it says, as long as that is before the message expires."""
         if said.verdict == "no":
             self._settle(letter, "skipped", said.reason, now, said.gate, said.evidence)
             return
         until = said.evidence.get("until")
         again = datetime.fromisoformat(until) if until else now + LOOK_AGAIN
-        self._settle(letter, "due", said.reason, now, said.gate, said.evidence, min(max(again, now), letter.expires_at))
+        if said.reason != "campaign_paused":
+            again = min(max(again, now), letter.expires_at)
+        self._settle(letter, "due", said.reason, now, said.gate, said.evidence, again)
+
+    def _is_paused(self, campaign: str) -> bool:
+        standing = self.book.standings.get(campaign)
+        return standing is not None and standing.mode == "paused"
 
     def _hand_over(self, letter: Letter, node: Node, now: datetime) -> None:
         said = self.feedback.outcome(letter) if self.feedback is not None else "sent"
@@ -637,6 +714,8 @@ class World:
         if reason is not None and not (waits and reason == letter.reason):
             self.decisions.append((letter.account, _said(letter, "wait" if waits else "no", reason, now, gate or "send", evidence)))
         letter.outcome, letter.reason, letter.gate, letter.evidence = outcome, reason, gate, evidence
+        if waits or outcome == "skipped":
+            self._give_back(letter, now)
         if waits:
             letter.due_at = due_at or letter.due_at
             self._put_out(letter)
@@ -669,7 +748,7 @@ class World:
             judged = self._tick(judged) if self.every is not None else judged
             self._raise("nurture.email_clicked", f"click:{letter.id}:{reply.link}", properties, letter, at, judged)
         elif reply.kind == "answered":
-            self._answered(at, letter, node, reply)
+            self._answered(at, *self._question(letter, node), reply)
         elif reply.kind == "unsubscribed":
             scope = reply.scope or letter.topic
             if scope != TRANSACTIONAL:
@@ -677,6 +756,14 @@ class World:
                     self._suppressed(at, person, scope, True)
         elif letter.person:
             self._suppressed(at, letter.person, "complained", True)
+
+    def _question(self, letter: Letter, node: Node) -> tuple[Letter, Node]:
+        """The survey that is answered: the letter's own, or the one that it reminds of."""
+        if node.kind == "survey":
+            return letter, node
+        original = self.book.versions[letter.version].nodes[node.step.reminds]
+        got = self.enrollments[letter.enrollment][1].position.get("got", {}).get(original.id, {})
+        return self._by_id[message_id(letter.enrollment, original.id, got.get(letter.contact, 1), letter.contact)], original
 
     def _answered(self, at: datetime, letter: Letter, node: Node, reply: Reply) -> None:
         """The last answer before the survey closes counts; the same said again says nothing."""
@@ -861,7 +948,7 @@ def writing(
             view=place.format("v"),
             pixel=None,
             clicks=None,
-            score=(lambda score: f"{place.format('s')}?score={score}") if node.kind == "survey" else None,
+            score=lambda score: f"{place.format('s')}?score={score}",
         )
         kept = values(scope, compiled.reads, lifecycle.schema)
         reader = why(brand["name"], scope.account)

@@ -33,12 +33,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why there is no place: `no` for good, or `wait` until a moment that the evidence names."""
+    """Why there is no place: `no` for good, or `wait` until a moment that the evidence names. `filled_by` are the messages without any of
+    which there would be a place."""
 
     gate: str
     verdict: str
     reason: str
     evidence: dict[str, Any]
+    filled_by: tuple[UUID, ...] = ()
 
 
 def refusal(book: Book, version: Version, wanted: Place, taken: Iterable[Place]) -> Refusal | None:
@@ -62,7 +64,8 @@ def refusal(book: Book, version: Version, wanted: Place, taken: Iterable[Place])
         "until": until.isoformat(),
         "lost_to": f"{latest.campaign}/{latest.step}",
     }
-    return Refusal("caps", "wait", "capped", evidence | ({"topic": cap.topic} if cap.topic else {}))
+    filled_by = tuple(one.message for one in places[-cap.at_most :])
+    return Refusal("caps", "wait", "capped", evidence | ({"topic": cap.topic} if cap.topic else {}), filled_by)
 
 
 def _elsewhere(version: Version, wanted: Place, others: list[Place]) -> Place | None:
