@@ -87,6 +87,7 @@ class Simulation:
     accounts: int = 0
     events: int = 0
     asked_again: int = 0  # surveys that quarantine stopped
+    capped: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (loser, winner, per whom)
 
     @property
     def sent(self) -> list[Mailing]:
@@ -170,6 +171,9 @@ def _collect(found: Simulation, world: World, book: Book) -> None:
         found.entered[enrollment.campaign] += found.began <= enrollment.entered_at <= found.ends
         if enrollment.ended_at is not None and found.began <= enrollment.ended_at <= found.ends:
             found.ended[enrollment.campaign][enrollment.end_reason or enrollment.state] += 1
+    for _, one in world.decisions:
+        if one.gate == "caps" and one.verdict == "wait" and found.began <= one.at <= found.ends:
+            found.capped[f"{one.campaign}/{one.step}", str(one.evidence.get("lost_to", "")), str(one.evidence.get("per", ""))] += 1
     found.accounts += len(accounts)
     why = _first_noes(found, world)
     found.silent += [
@@ -274,12 +278,7 @@ def reasons(found: Simulation) -> list[dict[str, Any]]:
 
 def caps(found: Simulation) -> list[dict[str, Any]]:
     """Who lost to whom under the caps."""
-    lost = Counter(
-        (f"{one.campaign}/{one.step}", str(one.evidence.get("lost_to", "")), str(one.evidence.get("per", "")))
-        for one in found.letters
-        if one.reason == "capped"
-    )
-    return [{"message": loser, "lost_to": winner, "per": per, "times": count} for (loser, winner, per), count in lost.most_common()]
+    return [{"message": loser, "lost_to": winner, "per": per, "times": count} for (loser, winner, per), count in found.capped.most_common()]
 
 
 def collisions(found: Simulation) -> dict[str, Any]:
