@@ -185,15 +185,47 @@ def _backup(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Needs no database: it reads the folder and nothing else."""
+    """Needs no database without `--audience`: it reads the folder and nothing else."""
     from app.flow.check import check
 
     root = load(home=args.home, campaigns=args.folder).campaigns
     found, problems = check(root)
-    data = [{"file": one.file, "line": one.line, "column": one.column, "rule": one.rule, "problem": one.message} for one in problems]
-    good = f"{len(found.folders)} campaigns in {root}: no problems." if found else ""
-    show(args, data, "\n".join(map(str, problems)) or good)
+    noted = list(found.warnings) if found else []
+    if args.audience and found:
+        from app.flow.audience import blocking, prove
+
+        with installation(args) as (_, engine), engine.connect() as conn:
+            breaks = prove(conn, found, datetime.now(UTC))
+        problems = [*problems, *blocking(found, breaks)]
+        noted += blocking(found, breaks, "warning")
+    shown = [*problems, *noted]
+    data = [
+        {
+            "file": one.file,
+            "line": one.line,
+            "column": one.column,
+            "rule": one.rule,
+            "severity": one.severity,
+            "problem": one.message,
+            "fix": one.fix,
+        }
+        for one in shown
+    ]
+    good = [f"{len(found.folders)} campaigns in {root}: no problems."] if found and not problems else []
+    show(args, data, "\n".join([*map(str, shown), *good]))
     return 1 if problems else 0
+
+
+def _schemas(args: argparse.Namespace) -> None:
+    from app.flow.schemas import FOLDER, write
+
+    root = load(home=args.home).campaigns
+    target = Path(args.folder) if args.folder else root / FOLDER
+    try:
+        written = write(target)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", str(target)) from error
+    show(args, {"files": [str(one) for one in written]}, "\n".join(map(str, written)))
 
 
 def _render(args: argparse.Namespace) -> int:
@@ -248,6 +280,17 @@ def _folder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", help="the campaigns folder (NURTURE_CAMPAIGNS)")
 
 
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    _folder_argument(parser)
+    parser.add_argument(
+        "--audience", action="store_true", help="prove every value against the stored accounts and contacts that match; needs the database"
+    )
+
+
+def _schemas_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="where to (.schemas in the campaigns folder)")
+
+
 def _render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", help="the campaign's folder, such as onboarding/first-value")
     parser.add_argument("step", help="the id of an email or survey step")
@@ -260,7 +303,8 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS: list[Command] = [
     Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
     Command(("migrate",), "bring the database to this version's tables", _migrate),
-    Command(("check",), "report every problem of a campaigns folder; exit code 1 if there are any", _check, _folder_argument),
+    Command(("check",), "report every problem of a campaigns folder; exit code 1 if there are any", _check, _check_arguments),
+    Command(("schemas",), "write the JSON Schemas with which an editor completes the files of campaigns", _schemas, _schemas_arguments),
     Command(("publish",), "publish what changed in a campaigns folder; say what changes for whom", steer.publish, steer.publish_arguments),
     Command(("versions",), "list the versions of a campaign", steer.versions, steer.campaign_arguments),
     Command(

@@ -95,7 +95,7 @@ def test_publish_says_what_changes_and_a_dry_run_changes_nothing(shell, edit, en
 def test_a_problem_of_the_folder_is_named_and_nothing_published(shell, edit, engine):
     edit(WELCOME.replace("topic: product", "topic: nothing"))
     code, said, complaint = shell("publish")
-    assert code == 2 and not said and "onboarding/welcome/campaign.yaml:4:1" in complaint
+    assert code == 2 and not said and "onboarding/welcome/campaign.yaml:4:8" in complaint
     assert rows(engine, campaign.c.key) == []
 
 

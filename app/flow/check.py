@@ -19,6 +19,7 @@ from app.flow.checking.files import NotText, Places, load, read_text
 from app.flow.checking.names import Against, check_campaign, check_lifecycle, path_problem
 from app.flow.compiling import Done, Job, compile_apart
 from app.flow.compose import Compiled
+from app.flow.composing.needs import needs_of
 from app.flow.composing.templates import SOURCE_LIMIT
 from app.flow.composing.templates import check as check_template
 from app.rules.definition import Campaign, EmailStep, walk
@@ -214,6 +215,7 @@ def _compile(drafts: Iterable[_Draft], blocks: Mapping[str, str], lifecycle: Lif
         draft.problems.extend(_names(job, one, lifecycle))
         draft.problems.extend(_problem(problem) for problem in one.problems)
         if one.compiled is not None:
+            draft.problems.extend(_unset(job, one.compiled, [(job, one), *zip(shared, done, strict=False)], lifecycle))
             draft.templates.append(Template(step, locale, job.path, job.source, one.compiled))
 
 
@@ -225,3 +227,14 @@ def _names(job: Job, done: Done, lifecycle: Lifecycle) -> Iterator[Problem]:
     for path, line, column in done.names:
         if (problem := path_problem(path, lifecycle.schema, lifecycle.brand, layout=True)) is not None:
             yield Problem(job.path, line, column, "name", problem.problem, problem.fix)
+
+
+def _unset(job: Job, compiled: Compiled, read: Iterable[tuple[Job, Done]], lifecycle: Lifecycle) -> Iterator[Problem]:
+    """What a mail shows of the brand that `lifecycle.yaml` leaves open: every message would be skipped."""
+    for need in sorted(needs_of(compiled)):
+        root, _, name = need.partition(".")
+        if root == "brand" and getattr(lifecycle.brand, name, "") is None:
+            path = ("brand", name)
+            places = ((one.path, *place) for one, done in read for found, *place in done.names if found == path)
+            file, line, column = next(places, (job.path, 1, 1))
+            yield Problem(file, line, column, "name", f"{need} is not set in lifecycle.yaml; set it, or put it into {{% if {need} %}}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from app.flow.composing.plaintext import text_of, tidy
 from app.flow.composing.templates import Path, Program, check
 from app.flow.mime import assemble
 
-__all__ = ["SCALES", "Addresses", "Compiled", "Composer", "Link", "Mail", "assemble", "compile_mail"]
+__all__ = ["SCALES", "Addresses", "Compiled", "Composer", "Link", "Mail", "assemble", "compile_mail", "locales"]
 
 HTML_LIMIT = 100 * 1024  # Gmail cuts a little above (M-13)
 SUBJECT_LIMIT = 500
@@ -74,6 +74,16 @@ class Addresses:
     pixel: str | None
     clicks: Callable[[int], str] | None
     score: Callable[[int], str] | None = None
+
+
+def locales(locale: str | None) -> Iterator[str]:
+    """The languages in which to look for a template, best first: de-AT, de, the default."""
+    if locale:
+        name = locale.replace("_", "-")
+        yield name
+        yield name.lower()
+        yield name.split("-")[0].lower()
+    yield ""
 
 
 @dataclass(frozen=True, slots=True)

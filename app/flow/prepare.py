@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, select
 from app.errors import RenderSkip
 from app.flow import mime, publish, reservations, states
 from app.flow.claims import Ready
-from app.flow.compose import Addresses, Compiled, Composer, Link, assemble
+from app.flow.compose import Addresses, Compiled, Composer, Link, assemble, locales
 from app.flow.links import Links
 from app.flow.outcome import Outcome
 from app.flow.reservations import Reserved
@@ -321,13 +321,3 @@ def why(brand: str, account: Account) -> str:
     return (
         f"You get this email because you use {brand} at {account.name}." if account.name else f"You get this email because you use {brand}."
     )
-
-
-def locales(locale: str | None) -> Iterable[str]:
-    """The languages to look for, best first: de-AT, de, the default."""
-    if locale:
-        name = locale.replace("_", "-")
-        yield name
-        yield name.lower()
-        yield name.split("-")[0].lower()
-    yield ""

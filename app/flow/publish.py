@@ -19,6 +19,7 @@ from sqlalchemy import Connection, func, select, text
 
 from app.db import LOCK_MIGRATION, insert_rows
 from app.errors import DefinitionError, NotFound
+from app.flow.audience import blocking, prove
 from app.flow.check import Campaigns, Folder, read
 from app.models import campaign, campaign_version, lifecycle_version, setting, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
@@ -73,6 +74,7 @@ def publish_read(conn: Connection, campaigns: Campaigns, now: datetime, root: Pa
     conn.execute(text("select pg_advisory_xact_lock(:space, 1)"), {"space": LOCK_MIGRATION})
     known = {row.key: row for row in conn.execute(select(campaign))}
     _refuse_reused_steps(conn, campaigns, known, root)
+    _refuse_holes(conn, campaigns, known, now)
     _publish_lifecycle(conn, campaigns, now)
     done = [_publish_folder(conn, folder, known.get(folder.key), now) for folder in campaigns.folders]
     inside = inside_older(conn)
@@ -286,6 +288,15 @@ def _refuse_reused_steps(conn: Connection, campaigns: Campaigns, known: Mapping[
         raise DefinitionError(sorted(problems, key=lambda one: (one.file, one.line)))
 
 
+def _refuse_holes(conn: Connection, campaigns: Campaigns, known: Mapping[str, Any], now: datetime) -> None:
+    """What comes into force now must have every value for everybody whom it would write to (`flow.audience`). Raises DefinitionError."""
+    in_force = set(conn.exec_driver_sql(_IN_FORCE_HASHES).scalars()) if known else set()
+    changed = replace(campaigns, folders=tuple(folder for folder in campaigns.folders if folder.hash not in in_force))
+    if problems := blocking(changed, prove(conn, changed, now)):
+        raise DefinitionError(problems)
+
+
+_IN_FORCE_HASHES = "select v.hash from campaign c join campaign_version v on v.id = c.version_id"
 # Content that is in force already was looked at when it was published.
 _OLDER = """
 select v.campaign_id, v.number, v.definition from campaign_version v
