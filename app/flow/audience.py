@@ -22,15 +22,15 @@ from app.flow.composing.filters import plain
 from app.flow.composing.needs import needs, needs_of
 from app.flow.composing.templates import check as check_template
 from app.rules.book import texts_of
-from app.rules.conditions import MISSING, Condition, Schema, compile_condition, value_of, values
-from app.rules.definition import MAIL_KINDS, kind_of, walk
-from app.rules.facts import Account, Contact, Scope
+from app.rules.conditions import MISSING, Condition, Path, Schema, compile_condition, value_of, values
+from app.rules.definition import walk
+from app.rules.facts import Account, Scope
 from app.rules.fields import Problem
 from app.rules.triggers import listened
 
 ACCOUNTS = 1_000  # read at a time
 EVENTS = 1_000  # of a trigger that are looked at, the newest
-RENDERS = 20_000  # mails that are rendered to see whether a value is really needed
+RENDERS = 5_000  # mails that are rendered to see whether a value is really needed
 
 _PROVEN = ("account", "contact", "stage", "milestone", "usage", "utilization", "health")  # by facts that are stored
 _ALWAYS = ("now", "mail", "brand", "enrollment", "event.name", "event.occurred_at")
@@ -120,7 +120,7 @@ class _Text:
     folder: Folder
     step: Any
     file: str
-    needed: tuple[tuple[str, ...], ...]
+    needed: tuple[Path, ...]
     rest: tuple[str, ...]  # those they cannot
     compiled: Compiled | None = None
     lacking: dict[str, list[Any]] = field(default_factory=dict)  # path: [count, account, contact]
@@ -134,6 +134,7 @@ class _Step:
     texts: dict[str, _Text]
     roles: frozenset[str]
     topic: str
+    mails: bool
     seen: int = 0
 
 
@@ -145,6 +146,7 @@ class _Program:
     audience: Condition | None
     exit_when: Condition | None
     steps: list[_Step]
+    asks_people: bool  # whether it depends on the contact who is in it
 
     def takes(self, scope: Scope) -> bool:
         if self.audience is not None and not self.audience.test(scope):
@@ -152,11 +154,29 @@ class _Program:
         return self.exit_when is None or not self.exit_when.test(scope)
 
 
+class _Person:
+    """A contact of an account, or the account itself; remembers what it lacks, since many texts ask for the same."""
+
+    __slots__ = ("known", "locales", "prover", "scope")
+
+    def __init__(self, prover: _Prover, scope: Scope):
+        self.prover, self.scope = prover, scope
+        self.known: dict[Path, bool] = {}
+        self.locales = tuple(locales(scope.contact.locale if scope.contact else None))
+
+    def lacks(self, path: Path) -> bool:
+        found = self.known.get(path)
+        if found is None:
+            found = self.known[path] = plain(_given(value_of(path, self.scope, self.prover.schema))) is None
+        return found
+
+
 class _Prover:
     def __init__(self, campaigns: Campaigns, now: datetime):
         self.campaigns, self.now = campaigns, now
         self.schema: Schema = campaigns.lifecycle.schema
         self.composer = Composer()
+        self.brand = campaigns.lifecycle.brand.model_dump()
         self.renders = RENDERS
         self.programs = [_program(folder, self.schema) for folder in campaigns.folders if folder.campaign.mode != "archived"]
         self.texts = [text for program in self.programs for step in program.steps for text in step.texts.values()]
@@ -173,54 +193,52 @@ class _Prover:
     # What is stored of accounts ----------------------------------------------------------------------------------------
 
     def look_at(self, account: Account) -> None:
+        people = [_Person(self, Scope(account, self.now, one)) for one in account.contacts.values() if one.joined_at is not None]
+        nobody = _Person(self, Scope(account, self.now))
         for program in self.asked:
             by_account = program.folder.campaign.enrolls == "account"
-            members = [one for one in account.contacts.values() if one.joined_at is not None]
+            if not program.asks_people and not program.takes(nobody.scope):
+                continue
+            takes = [one for one in people if not program.asks_people or program.takes(one.scope)]
             for step in program.steps:
-                if kind_of(step.step) in MAIL_KINDS:
-                    for contact in members:
+                if step.mails:
+                    for one in takes:
+                        contact = one.scope.contact
                         if by_account and step.roles and step.roles.isdisjoint(contact.roles):
                             continue
                         if contact.unreachable(step.topic) is None:
-                            self._look(program, step, account, contact)
-                else:
-                    for contact in [None] if by_account else members:
-                        self._look(program, step, account, contact)
+                            self._look(step, one)
+                elif not by_account:
+                    for one in takes:
+                        self._look(step, one)
+                elif not program.asks_people or program.takes(nobody.scope):
+                    self._look(step, nobody)
 
-    def _look(self, program: _Program, step: _Step, account: Account, contact: Contact | None) -> None:
-        scope = Scope(account, self.now, contact)
-        if not program.takes(scope):
-            return
+    def _look(self, step: _Step, person: _Person) -> None:
         step.seen += 1
-        for language in locales(contact.locale if contact else None):
-            if text := step.texts.get(language):
-                self._lacks(text, scope)
-                return
-
-    def _lacks(self, text: _Text, scope: Scope) -> None:
-        for path in text.needed:
-            if plain(_given(value_of(path, scope, self.schema))) is None:
-                if text.compiled is not None and not self._skipped(text, scope, path):
-                    continue
-                noted = text.lacking.setdefault(".".join(path), [0, scope.account.key, scope.contact.key if scope.contact else None])
+        contact = person.scope.contact
+        text = next((found for name in person.locales if (found := step.texts.get(name)) is not None), None)
+        lacking = [path for path in text.needed if person.lacks(path)] if text is not None else ()
+        for path in lacking:
+            if text.compiled is None or self._skipped(text, person.scope, path, lacking):
+                noted = text.lacking.setdefault(".".join(path), [0, person.scope.account.key, contact.key if contact else None])
                 noted[0] += 1
 
-    def _skipped(self, text: _Text, scope: Scope, path: tuple[str, ...]) -> bool:
-        """Whether the mail would be skipped for the want of it. Rendering tells; what reads events is filled with something."""
+    def _skipped(self, text: _Text, scope: Scope, path: Path, lacking: Iterable[Path]) -> bool:
+        """Whether the mail would be skipped for the want of `path`. Rendering tells, with something in place of whatever else lacks."""
         if self.renders <= 0:
             return True
         self.renders -= 1
-        compiled = text.compiled
-        facts: dict[str, Any] = values(scope, [one for one in compiled.reads if one.partition(".")[0] in _PROVEN], self.schema)
-        for read in compiled.reads:
-            if read.partition(".")[0] in ("event", "response", "enrollment"):
-                _put(facts, read.split("."), "sample")
+        facts: dict[str, Any] = values(scope, [one for one in text.compiled.reads if _proven(one)], self.schema)
+        for other in (*lacking, *(tuple(read.split(".")) for read in text.compiled.reads if not _proven(read))):
+            if other != path:
+                _put(facts, other, "sample")
         facts["now"] = self.now
         try:
-            self.composer.render(text.file, compiled, facts, _ADDRESSES, self.campaigns.lifecycle.brand.model_dump(), "")
+            self.composer.render(text.file, text.compiled, facts, _ADDRESSES, self.brand, "")
         except RenderSkip as skip:
-            # Another hole is another break, and tells nothing of this one.
-            return skip.reason != "missing_value" or skip.evidence.get("path") == ".".join(path) or not _proven(skip.evidence.get("path"))
+            # Any other reason comes of what was put in place, and leaves the value needed as far as anybody knows.
+            return skip.reason != "missing_value" or skip.evidence.get("path") == ".".join(path)
         return False
 
     def found(self) -> Iterator[Break]:
@@ -296,8 +314,10 @@ def _program(folder: Folder, schema: Schema) -> _Program:
             read = frozenset(path for text in texts_of(step) for path in needs(text))
             texts = {"": _text(folder, step, f"{folder.key}/campaign.yaml", read, None)} if read else {}
         if any(text.needed or text.rest for text in texts.values()):
-            steps.append(_Step(step, texts, frozenset() if anybody else frozenset(recipients.roles), topic))
-    return _Program(folder, _known(campaign.audience, schema), _known(campaign.exit_when, schema), steps)
+            roles = frozenset() if anybody else frozenset(recipients.roles)
+            steps.append(_Step(step, texts, roles, topic, step.id in mails))
+    conditions = (_known(campaign.audience, schema), _known(campaign.exit_when, schema))
+    return _Program(folder, *conditions, steps, any("contact" in one.roots for one in conditions if one))
 
 
 def _text(folder: Folder, step: Any, file: str, read: frozenset[str], compiled: Compiled | None) -> _Text:
@@ -325,7 +345,7 @@ def _given(value: Any) -> Any:
     return None if value is MISSING else value
 
 
-def _put(place: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(place: dict[str, Any], path: Path, value: Any) -> None:
     for part in path[:-1]:
         place = place.setdefault(part, {})
     place[path[-1]] = value
