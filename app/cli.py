@@ -23,7 +23,7 @@ from pathlib import Path
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, embedded, home, rehearse, steer
+from app import ask, desk, embedded, home, rehearse, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -335,6 +335,16 @@ COMMANDS: list[Command] = [
     Command(("hold", "add"), "send an account or a contact nothing but transactional mail", ask.hold_add, ask.hold_arguments),
     Command(("hold", "list"), "list the holds in force", ask.hold_list),
     Command(("hold", "release"), "end a hold", ask.hold_release, lambda p: p.add_argument("id", type=int)),
+    Command(("tasks", "list"), "list what staff have to do, by the date it is due", desk.tasks_list, desk.list_arguments),
+    Command(("tasks", "add"), "give somebody a task about an account", desk.tasks_add, desk.add_arguments),
+    Command(("tasks", "done"), "mark a task done", desk.tasks_done, desk.close_arguments),
+    Command(("tasks", "dismiss"), "close a task that nobody will do", desk.tasks_dismiss, desk.close_arguments),
+    Command(("tasks", "reopen"), "open a closed task again", desk.tasks_reopen, lambda p: p.add_argument("id", help="the task's id")),
+    Command(("tasks", "assign"), "give a task to somebody else", desk.tasks_assign, desk.assign_arguments),
+    Command(("channels", "set"), "give a channel its address on this installation", desk.channels_set, desk.set_arguments),
+    Command(("channels", "list"), "list the channels that alerts and webhooks go to", desk.channels_list),
+    Command(("channels", "remove"), "forget a channel's address", desk.channels_remove, lambda p: p.add_argument("name")),
+    Command(("channels", "test"), "send one word through a channel", desk.channels_test, lambda p: p.add_argument("name")),
     Command(
         ("sign-in",),
         "print a one-time link to the console",

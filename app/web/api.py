@@ -20,8 +20,9 @@ from app.errors import InputError
 from app.flow import access, enrolling, holding
 from app.flow.explain import explain
 from app.flow.publish import book
-from app.flow.reading import accounts, campaigns, contacts, messages, responses, timeline
+from app.flow.reading import accounts, campaigns, contacts, messages, responses, tasks, timeline
 from app.flow.reading.paging import Page, clean, read_limit
+from app.flow.tasks import change_task
 from app.flow.versions import list_versions
 from app.rules.reasons import sentence
 from app.web.context import here, reading, teach_external_ids
@@ -289,6 +290,50 @@ def delete_hold(conn: Connection, hold: str) -> None:
     if not hold.isascii() or not hold.isdigit() or len(hold) > 18:
         abort(404)
     holding.release(conn, int(hold), g.now)
+
+
+@operation(
+    "GET",
+    "/tasks",
+    "Tasks of staff: open ones by the date they are due, others the latest first",
+    "Task",
+    paged=True,
+    query=(
+        Param("state", "Only in this state; open if not given.", tasks.STATES),
+        Param("overdue", "Only open ones whose date has passed.", ("true", "false")),
+        Param("assignee", f"Only of the person with this address; {tasks.NOBODY}: those nobody has."),
+        _OF_ACCOUNT,
+        _OF_CONTACT,
+        _OF_CAMPAIGN,
+    ),
+)
+def list_tasks(conn: Connection) -> Page:
+    overdue = request.args.get("overdue") or "false"
+    if overdue not in ("true", "false"):
+        raise InputError("must be true or false", "overdue")
+    wanted = _filters("state", "assignee", "account", "contact", "campaign")
+    return tasks.tasks(conn, g.now, **wanted, overdue=overdue == "true", **_page())
+
+
+@operation("GET", "/tasks/{task}", "One task", "Task")
+def get_task(conn: Connection, task: str) -> dict[str, Any]:
+    return tasks.task(conn, task, g.now)
+
+
+@operation("POST", "/tasks/{task}", "Close a task, open it again, or give it to somebody", "Task", scope="admin", body="TaskChange")
+def change_one_task(conn: Connection, task: str) -> dict[str, Any]:
+    wanted = _body(TaskChange)
+    whose = {"assignee": wanted.assignee} if "assignee" in wanted.model_fields_set else {}
+    change_task(conn, task, g.now, state=wanted.state, outcome=wanted.outcome, **whose)
+    return tasks.task(conn, task, g.now)
+
+
+class TaskChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    state: str | None = None
+    outcome: str | None = None
+    assignee: str | None = None
 
 
 class NewHold(BaseModel):

@@ -60,8 +60,8 @@ def document(operations: Sequence[Operation], base_url: str) -> dict[str, Any]:
         "info": {
             "title": "Nurture",
             "version": VERSION,
-            "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, puts customers on hold and enrolls them. "
-            "Times are RFC 3339 in UTC. Lists answer `data` and `next`; pass `next` as `cursor` to go on. "
+            "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, puts customers on hold, enrolls them, "
+            "and steers the tasks of staff. Times are RFC 3339 in UTC. Lists answer `data` and `next`; pass `next` as `cursor` to go on. "
             "External ids may hold slashes; percent-encode everything else.",
         },
         "servers": [{"url": base_url + PREFIX}],
@@ -402,6 +402,38 @@ SCHEMAS: dict[str, Schema] = {
     "Campaigns": _record({"data": _many(_ref("Campaign"))}),
     "Hold": _record({**_HOLD, "account": MAYBE_TEXT, "contact": MAYBE_TEXT}),
     "Holds": _record({"data": _many(_ref("Hold"))}),
+    "Task": _record(
+        {
+            "id": {"type": "string", "format": "uuid"},
+            "title": TEXT,
+            "note": TEXT,
+            "state": {"type": "string", "enum": ["open", "done", "dismissed"]},
+            "overdue": FLAG,
+            "outcome": {**MAYBE_TEXT, "description": "What came of it, if it is closed."},
+            "assignee": {**MAYBE_TEXT, "description": "An address; null: nobody has it yet."},
+            "assignee_name": MAYBE_TEXT,
+            "account": TEXT,
+            "account_name": MAYBE_TEXT,
+            "contact": MAYBE_TEXT,
+            "contact_name": MAYBE_TEXT,
+            "campaign": {**MAYBE_TEXT, "description": "The campaign whose step made it; null: made by hand."},
+            "campaign_name": MAYBE_TEXT,
+            "step": MAYBE_TEXT,
+            "enrollment": MAYBE_TEXT,
+            "created_at": TIME,
+            "due_at": MAYBE_TIME,
+            "closed_at": MAYBE_TIME,
+        }
+    ),
+    "TaskChange": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "state": {"type": "string", "enum": ["open", "done", "dismissed"]},
+            "outcome": {**TEXT, "maxLength": 4000, "description": "What came of it; only with a task that is or becomes closed."},
+            "assignee": {**MAYBE_TEXT, "description": "Whose it is now; null: nobody's."},
+        },
+    },
     "NewHold": {
         "type": "object",
         "required": ["reason"],

@@ -6,12 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 from flask import g, redirect, render_template, request, url_for
+from sqlalchemy import Connection
 from werkzeug import Response
 
 from app.errors import InputError
 from app.flow import holding
 from app.flow.explain import explain
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
+from app.flow.reading import tasks as tasks_of
 from app.flow.reading.paging import clean
 from app.rules.book import Book
 from app.web.console import blueprint, charts, known_book, words
@@ -80,6 +82,7 @@ def account_page(key: str) -> str:
             history=charts.line("Health score of the last 90 days", points, g.now) if points else None,
             scores=scores,
             enrollments=campaigns.enrollments(conn, account=key, limit=50).items,
+            tasks=_tasks(conn, key),
             timeline=timeline.timeline(conn, key, g.now, kinds=show, cursor=request.args.get("cursor"), limit=40),
             show=show,
             kinds=timeline.KINDS,
@@ -123,6 +126,13 @@ def release(hold_id: int) -> Response:
     with here().engine.begin() as conn:
         holding.release(conn, hold_id, g.now)
     return _back(request.form.get("kind", ""), request.form.get("key", ""))
+
+
+def _tasks(conn: Connection, key: str) -> list[dict[str, Any]]:
+    """The account's open tasks, then its last closed ones."""
+    found = tasks_of.tasks(conn, g.now, account=key, limit=20).items
+    closed = [one for one in tasks_of.tasks(conn, g.now, account=key, state="all", limit=20).items if one["state"] != "open"]
+    return [*found, *closed[:5]]
 
 
 def _back(kind: str, key: str) -> Response:
