@@ -283,6 +283,20 @@ def test_explain_answers_with_the_decisions(api, seeded):
     assert api(f"/contacts/u-1-0/explain?account={seeded[5]}").status_code == 404
 
 
+def test_explain_tells_the_gates_in_order_at_any_moment_of_the_past(api, seeded):
+    an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for path in ("/contacts/u-1-0/explain", f"/accounts/{seeded[0]}/explain"):
+        found = api(f"{path}?at={an_hour_ago}").json
+        assert found["at"] == an_hour_ago and found["stories"]
+        for story in api(path).json["stories"]:
+            assert [one["gate"] for one in story["gates"]][:3] == ["trigger", "campaign", "enrollment"] and len(story["gates"]) == 15
+            assert story["first_failed"] in (None, *(one["gate"] for one in story["gates"] if one["verdict"] in ("no", "wait")))
+        for wrong in ("yesterday", "2999-01-01", "2026-13-01"):
+            answer = api(f"{path}?at={wrong}")
+            assert answer.status_code == 400 and answer.json["field"] == "at"
+    assert api("/accounts/nobody/explain").status_code == 404
+
+
 def test_before_anything_is_published_the_lists_are_empty_not_broken(api):
     for path in ("/accounts", "/contacts", "/messages", "/enrollments", "/decisions", "/surveys", "/campaigns", "/holds"):
         answer = api(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -13,13 +14,14 @@ from sqlalchemy import text
 
 from app import ask
 from app.config import CODE
-from app.errors import NotFound
+from app.errors import InputError, NotFound
 from app.flow import deliver, holding
-from app.flow.explain import explain
-from app.flow.publish import book
+from app.flow.explain import explain, read_moment
+from app.flow.ingest import Own, raise_own
+from app.flow.publish import book, publish
 from app.queue import Bells
-from app.rules import reasons
-from tests.stories import START, group, identify, post, publish_campaigns, run, track
+from app.rules import gates, reasons
+from tests.stories import START, group, identify, post, publish_campaigns, run, track, write_campaigns
 
 WELCOME = """
 name: Welcome
@@ -77,7 +79,7 @@ def tell(engine, tmp_path):
                 conn.execute(text(statement), values)
 
     told = Tell()
-    told.engine = engine
+    told.engine, told.root = engine, tmp_path / "campaigns"
     return told
 
 
@@ -287,6 +289,142 @@ def test_the_command_prints_it_readably_and_as_json(tell):
     assert json.loads(json.dumps(plain, default=str))["stories"][0]["campaign"] == "a/value"
 
 
+# Gates, and the past ---------------------------------------------------------------------------------------------------
+
+TAKES = WELCOME.replace(
+    'audience: account.touch != "high"', "audience: usage.logins.last_7d >= 5\nexit_when: account.traits.plan == 'gone'"
+)
+
+
+def verdicts(of):
+    return {line.gate: line.verdict for line in of.gates}
+
+
+def test_the_gates_come_in_order_with_their_inputs_and_by_how_much_the_first_failed(tell):
+    tell.campaigns(a__welcome=TAKES)
+    tell.happens(*acorn(), track("logged_in"), track("logged_in"), track("workspace_created", plan="team"))
+    story = tell.only()
+    assert tuple(line.gate for line in story.gates) == gates.ORDER
+    assert story.first_failed == "audience" and story.version == 1 and {line.version for line in story.gates} == {1}
+    assert list(verdicts(story).values()) == ["yes"] * 5 + ["no"] + ["not asked"] * 9
+    assert story.summary.endswith("audience. usage.logins.last_7d was 2, 3 short of 5.")
+    assert tell.only().gates[0].evidence["event.properties.plan"] == "team"
+    assert story.gates[4].evidence["because"][0] == {"what": "account.traits.plan", "was": None, "is": "==", "wanted": "gone"}
+
+
+def test_a_sent_mail_has_passed_every_gate(tell, settings):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None))
+    run(tell.engine, START)
+    story = tell.only()
+    assert story.of == "hello" and story.first_failed is None and set(verdicts(story).values()) == {"yes"}
+    assert verdicts(story.letters[1])["enrollment"] == "wait"
+
+
+@pytest.mark.parametrize(
+    ("trigger", "told", "words"),
+    [
+        (
+            "{health: {below: 50}}",
+            [("nurture.health_changed", {"score": 71, "band": "yellow"})],
+            "event.properties.score was 71, 21 too much",
+        ),
+        ("{health: {below: 50}}", [], "health.score was never set, wanted less than 50."),
+        ("{date: {field: account.renewal_date, offset: -30d}}", [], "account.renewal_date | days_until was 90, 60 days too early."),
+        ("{usage: {metric: logins, drop: 50%}}", [], "usage.logins.change_7d was never set, wanted at most -0.5."),
+        ("{utilization: {above: 90%}}", [], "utilization was 0, 0.9 short, wanted more than 0.9."),
+        ("{stage: adoption}", [], "stage.name was “onboarding”, wanted “adoption”."),
+        ("{survey: {type: nps, score: [0, 6]}}", [], "It starts when a survey is answered within its range of scores."),
+    ],
+)
+def test_how_near_a_trigger_is_that_never_came(tell, trigger, told, words):
+    tell.campaigns(a__near=MILESTONE.replace("{milestone: first_value}", trigger))
+    tell.happens(group(touch="smb", seats=10, renewal_date=(START + timedelta(days=90)).isoformat()), *acorn())
+    with tell.engine.begin() as conn:
+        raise_own(conn, [Own(name, "own-1", {"previous_score": 80, **more}, "acorn", None, START) for name, more in told], START, 64)
+    run(tell.engine, START)
+    assert words in tell.only().summary
+
+
+def test_the_account_itself_is_explained(tell):
+    tell.campaigns(a__welcome=WELCOME, a__value=MILESTONE)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    found = tell.why(None, account="acorn")
+    assert found.contacts == () and [(one.campaign, one.contact, one.first_failed) for one in found.stories] == [
+        ("a/value", None, "trigger"),
+        ("a/welcome", None, "send"),
+    ]
+    assert [(one.step, one.contact) for one in found.stories[1].letters] == [("hello", "ada"), ("more", None)]
+    with pytest.raises(NotFound, match="nothing"):
+        tell.why(None, account="nothing")
+    with pytest.raises(InputError, match="name a contact or an account"):
+        tell.why(None)
+
+
+def test_the_past_is_told_by_what_was_known_and_in_force_then(tell, settings):
+    """Traits, versions, letters, holds: nothing that came later counts."""
+    day = timedelta(days=1)
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None))
+    run(tell.engine, START)
+    with tell.engine.begin() as conn:
+        publish(conn, write_campaigns(tell.root, {"a/welcome": TAKES, "a/value": MILESTONE}), START + day)
+    tell.happens(group(touch="high"), track("workspace_created", plan="team"), at=START + 2 * day)
+    run(tell.engine, START + 3 * day)
+    later = {"now": START + 9 * day}
+    assert tell.only(**later, campaign="a/welcome").letters[1].state == "due"
+
+    then = tell.only(at=START + day / 2, campaign="a/welcome", **later)
+    assert (then.version, then.step, then.due_at, then.letters[1].state) == (1, "settle", START + 2 * day, "not_made")
+    assert then.entry == () and tell.only(**later, campaign="a/welcome").entry[-1].reason == "already_enrolled"
+    not_yet = tell.only(at=START + day / 2, campaign="a/value", **later)
+    assert not_yet.first_failed == "campaign" and not_yet.entry[-1].reason == "not_published" and not_yet.version is None
+    before = tell.why(at=START - day, **later)
+    assert before.stories == () and [line.reason for line in before.notes] == ["no_account"]
+    with pytest.raises(InputError, match="at: is still to come"):
+        tell.why(at=START + day, now=START)
+
+
+def test_what_the_ledger_has_lost_is_decided_again_exactly(tell):
+    tell.campaigns(a__welcome=TAKES)
+    tell.happens(*acorn(), track("logged_in"), track("workspace_created", plan="team"))
+    # What is known now would give another answer: the rules are asked with what was known then.
+    tell.happens(*(track("logged_in") for _ in range(9)), at=START + timedelta(hours=1))
+    stored = tell.only()
+    tell.sql("delete from decision")
+    again = tell.only()
+    assert again.summary == stored.summary and again.first_failed == stored.first_failed == "audience"
+    assert (stored.entry[0].stored, again.entry[0].stored) == (True, False)
+    assert (again.entry[0].at, again.entry[0].evidence) == (stored.entry[0].at, stored.entry[0].evidence)
+
+
+def test_pruned_events_are_named_instead_of_guessed(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    tell.happens(*acorn())
+    tell.happens(track("logged_in"), at=START + timedelta(days=2))
+    tell.sql("delete from event where received_at < :cut", cut=START + timedelta(days=1))
+    found = tell.why(at=START + timedelta(days=1), now=START + timedelta(days=3))
+    assert [(line.reason, line.evidence["since"]) for line in found.notes] == [("events_pruned", (START + timedelta(days=2)).isoformat())]
+    now = tell.only(now=START + timedelta(days=3))
+    assert "Events from before 2026-03-04 09:00 UTC are no longer stored." in now.summary
+
+
+def test_moments_are_read_by_the_installations_clock(tell):
+    tell.campaigns(a__welcome=WELCOME)
+    with tell.engine.connect() as conn:
+        known = book(conn)
+    berlin = replace(known, lifecycle=known.lifecycle.model_copy(update={"timezone": "Europe/Berlin"}))
+    assert read_moment("2026-03-02T10:00", berlin) == read_moment("2026-03-02T09:00:00Z", berlin) == START
+    assert read_moment("2026-03-02T10:00:00 01:00", berlin) == START
+    assert read_moment("2026-03-02", known) == START - timedelta(hours=9)
+    assert read_moment(" ", known) is read_moment(None, known) is None
+    for wrong in ("soon", "2026-02-30", "0001-01-01T00:00+10:00", "2026-03-02T25:00"):
+        with pytest.raises(InputError, match="at: is no time"):
+            read_moment(wrong, known)
+
+
 # Every code has a sentence -------------------------------------------------------------------------------------------
 
 
@@ -308,7 +446,7 @@ def test_every_reason_code_in_the_source_has_a_sentence():
 
 
 def test_every_gate_in_the_source_has_a_name():
-    used = {gate for path in sources() for gate in gates(path)}
+    used = {gate for path in sources() for gate in gates_of(path)}
     assert {"trigger", "window", "recipient"} <= used
     assert used <= set(reasons.GATES)
 
@@ -348,7 +486,7 @@ def codes():
         yield from ((one, where) for one in found if one not in SUPPRESSIONS)
 
 
-def gates(path):
+def gates_of(path):
     places = parameters("gate")
     return [one for node in ast.walk(ast.parse(path.read_text("utf-8"))) for one in given(node, places, "gate")]
 

@@ -147,7 +147,8 @@ def read_moment(value: str | None, book: Book) -> datetime | None:
     if value is None or not value.strip():
         return None
     try:
-        found = datetime.fromisoformat(value.strip())
+        # In a query a plus that was not encoded is a space.
+        found = datetime.fromisoformat(value.strip().replace(" ", "+") if "T" in value else value.strip())
         return (found if found.tzinfo else found.replace(tzinfo=zone(book.lifecycle.timezone) or UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InputError("is no time such as 2026-03-02T09:00 or 2026-03-02T09:00:00Z", "at") from error

@@ -5,6 +5,7 @@ A condition is read a second time, as clauses that know their own text. Deciding
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -171,6 +172,7 @@ class _Operand:
     constant: bool
     path: str | None
     days: str | None  # the filter, where it counts days
+    counts: bool  # whether its numbers are whole by nature: more than 5 is 6 at least
     untyped: Getter | None
 
 
@@ -265,7 +267,7 @@ class _Atom(Clause):
         raw = False
         if was is MISSING and subject.untyped is not None and (stored := subject.untyped(scope)) is not MISSING:
             was, raw = stored, True
-        distance, beyond = (None, False) if holds or raw else _distance(operator, was, wanted)
+        distance, beyond = (None, False) if holds or raw else _distance(operator, was, wanted, subject.counts)
         return Shortfall(
             source=self.source if want else f"not ({self.source})",
             operator=operator,
@@ -327,7 +329,7 @@ _TRUE: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _distance(operator: str, was: Any, wanted: Any) -> tuple[float | timedelta | None, bool]:
+def _distance(operator: str, was: Any, wanted: Any, counts: bool) -> tuple[float | timedelta | None, bool]:
     """The least change of `was` that makes the comparison true, and whether it takes a little more than that."""
     if operator not in ("==", "<", "<=", ">", ">="):
         return None, False
@@ -335,11 +337,10 @@ def _distance(operator: str, was: Any, wanted: Any) -> tuple[float | timedelta |
     if _number(was) and _number(wanted):
         if not (abs(was) <= FURTHEST and abs(wanted) <= FURTHEST):
             return None, False
-        whole = isinstance(was, int) and isinstance(wanted, int)
         gap = abs(wanted - was)
-        if whole:
-            return (gap + 1, False) if strict else (gap, False)
-        return _tidy(gap, was, wanted), strict
+        if not (isinstance(was, int) and isinstance(wanted, int)):
+            return _tidy(gap, was, wanted), strict
+        return (gap + 1, False) if strict and counts else (gap, strict)
     if isinstance(was, datetime) and isinstance(wanted, datetime) and (was.tzinfo is None) == (wanted.tzinfo is None):
         return abs(wanted - was), strict
     return None, False
@@ -409,7 +410,12 @@ def _operand(node: nodes.Node, get: Getter, untyped: Callable[[str], Getter]) ->
     path = paths[0] if len(paths) == 1 else None
     days = node.name if isinstance(node, nodes.Filter) and node.name in ("days_since", "days_until") else None
     stored = untyped(path) if path is not None and isinstance(node, (nodes.Getattr, nodes.Getitem)) and ".traits." in path else None
-    return _Operand(written(node), get, not paths, path, days, stored)
+    counted = isinstance(node, nodes.Filter) and node.name == "length"
+    counts = counted or (path is not None and _COUNTED.fullmatch(path) is not None and not isinstance(node, nodes.BinExpr))
+    return _Operand(written(node), get, not paths, path, days, counts, stored)
+
+
+_COUNTED = re.compile(r"account\.seats|usage\.\w+\.(total|(last|previous|contacts)_\d+d)")
 
 
 def _paths(node: nodes.Node) -> list[str]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from app.errors import InputError
 from app.flow import access, enrolling, holding
-from app.flow.explain import explain
+from app.flow.explain import explain, read_moment
 from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, responses, tasks, timeline
 from app.flow.reading.paging import Page, clean, read_limit
@@ -38,6 +38,7 @@ _PAGED = (Param("cursor", "Where to go on: `next` of the page before."), Param("
 _OF_ACCOUNT = Param("account", "Only this account's.")
 _OF_CONTACT = Param("contact", "Only this contact's.")
 _OF_CAMPAIGN = Param("campaign", "Only this campaign's.")
+_AS_OF = Param("at", "As of this moment of the past: what was known, recorded and in force then. ISO 8601; now if not given.")
 
 
 def operation(
@@ -156,12 +157,23 @@ def get_contact(conn: Connection, contact: str) -> dict[str, Any]:
 @operation(
     "GET",
     "/contacts/{contact}/explain",
-    "Why each message was or was not sent to a contact (an id, or an address)",
+    "Why each message was or was not sent to a contact (an id, or an address): the gates in order, and the first that failed",
     "Explanation",
-    query=(_OF_ACCOUNT, _OF_CAMPAIGN),
+    query=(_OF_ACCOUNT, _OF_CAMPAIGN, _AS_OF),
 )
 def explain_contact(conn: Connection, contact: str) -> dict[str, Any]:
-    return explain(conn, book(conn), contact, now=g.now, **_filters("account", "campaign")).plain()
+    return _explained(conn, contact, **_filters("account", "campaign"))
+
+
+@operation(
+    "GET",
+    "/accounts/{account}/explain",
+    "What became of an account in each campaign: the gates in order, and the first that failed",
+    "Explanation",
+    query=(_OF_CAMPAIGN, _AS_OF),
+)
+def explain_account(conn: Connection, account: str) -> dict[str, Any]:
+    return _explained(conn, None, account=account, **_filters("campaign"))
 
 
 @operation(
@@ -365,6 +377,11 @@ def _answer(**ids: str) -> Response:
     if isinstance(found, Page):
         found = {"data": found.items, "next": found.next}
     return Response(status=wanted.status) if found is None else _json(found, wanted.status)
+
+
+def _explained(conn: Connection, contact: str | None, **wanted: str | None) -> dict[str, Any]:
+    known = book(conn)
+    return explain(conn, known, contact, now=g.now, at=read_moment(request.args.get("at"), known), **wanted).plain()
 
 
 def _filters(*names: str) -> dict[str, str | None]:

@@ -162,6 +162,21 @@ _DECISION: dict[str, Schema] = {
     "account": MAYBE_TEXT,
     "contact": MAYBE_TEXT,
 }
+_LINE: dict[str, Schema] = {
+    "gate": TEXT,
+    "verdict": {"type": "string", "enum": ["yes", "no", "wait", "not asked"]},
+    "reason": {**TEXT, "description": "A code; `text` says it in words."},
+    "text": TEXT,
+    "at": MAYBE_TIME,
+    "evidence": {
+        **THINGS,
+        "description": "What it saw: the values by path, and under `because` what a condition failed on or holds by, as a list of "
+        "{what, was, is, wanted, by, unit}, or of {any: alternatives, the nearest first}.",
+    },
+    "step": MAYBE_TEXT,
+    "version": {**MAYBE_COUNT, "description": "Of the campaign whose rule it was."},
+    "stored": {**FLAG, "description": "False: worked out again by the same rules."},
+}
 _CONTACT: dict[str, Schema] = {
     "id": TEXT,
     "email": MAYBE_TEXT,
@@ -287,13 +302,49 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Explanation": _record(
         {
-            "contacts": _many(TEXT),
-            "decisions": _many(
-                _record({**_DECISION, "stored": {**FLAG, "description": "False: worked out again from what is known now."}})
+            "contacts": {**_many(TEXT), "description": "Empty where an account is explained."},
+            "at": {**TIME, "description": "The moment that is explained."},
+            "decisions": _many(_record({**_LINE, "account": MAYBE_TEXT, "contact": MAYBE_TEXT, "campaign": MAYBE_TEXT})),
+            "notes": {**_many(_ref("Gate")), "description": "Decisions that belong to no account, and what can no longer be known."},
+            "stories": _many(
+                _record(
+                    {
+                        "account": TEXT,
+                        "account_name": MAYBE_TEXT,
+                        "contact": {**MAYBE_TEXT, "description": "Null: the account as a whole."},
+                        "campaign": TEXT,
+                        "campaign_name": TEXT,
+                        "mode": TEXT,
+                        "version": {**MAYBE_COUNT, "description": "The number of the version that counted."},
+                        "summary": {**TEXT, "description": "The answer in a sentence."},
+                        "gates": {**_many(_ref("Gate")), "description": "All gates in order, for the mail in question or for entering."},
+                        "first_failed": {**MAYBE_TEXT, "description": "The first gate that said no or not yet."},
+                        "of": {**MAYBE_TEXT, "description": "The step whose mail the gates are about; null: entering."},
+                        "step": {**MAYBE_TEXT, "description": "Where the enrollment is."},
+                        "due_at": MAYBE_TIME,
+                        "entry": _many(_ref("Gate")),
+                        "way": _many(_ref("Gate")),
+                        "letters": _many(
+                            _record(
+                                {
+                                    "step": TEXT,
+                                    "state": TEXT,
+                                    "text": TEXT,
+                                    "subject": MAYBE_TEXT,
+                                    "id": MAYBE_TEXT,
+                                    "contact": MAYBE_TEXT,
+                                    "at": MAYBE_TIME,
+                                    "lines": _many(_ref("Gate")),
+                                    "gates": _many(_ref("Gate")),
+                                }
+                            )
+                        ),
+                    }
+                )
             ),
-            "stories": _many(_record({"account": TEXT, "contact": TEXT, "campaign": TEXT, "summary": TEXT, "letters": _many(THINGS)})),
         }
     ),
+    "Gate": _record(_LINE),
     "Enrollment": _record(
         {
             "id": {"type": "string", "format": "uuid"},

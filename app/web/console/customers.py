@@ -11,7 +11,7 @@ from werkzeug import Response
 
 from app.errors import InputError
 from app.flow import holding
-from app.flow.explain import explain
+from app.flow.explain import explain, read_moment
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
 from app.flow.reading import tasks as tasks_of
 from app.flow.reading.paging import clean
@@ -90,16 +90,28 @@ def account_page(key: str) -> str:
         )
 
 
+@blueprint.get("/accounts/<key:key>/explain", endpoint="account_why", merge_slashes=False)
+def account_why_page(key: str) -> str:
+    with reading() as conn:
+        known = known_book(conn)
+        account = accounts.account(conn, key, g.now)
+        asked = clean(request.args.get("at"))
+        explanation = explain(conn, known, None, now=g.now, account=key, at=read_moment(asked, known))
+        return render_template("console/account_why.html", account=account, explanation=explanation, asked_at=asked)
+
+
 @blueprint.get("/contacts/<key:key>", endpoint="contact", merge_slashes=False)
 def contact_page(key: str) -> str:
     with reading() as conn:
         known = known_book(conn)
+        asked = clean(request.args.get("at"))
         return render_template(
             "console/contact.html",
             contact=contacts.contact(conn, key, g.now),
             messages=messages.messages(conn, contact=key, cursor=request.args.get("cursor"), limit=30),
             answers=responses.responses(conn, contact=key, limit=10).items,
-            explanation=explain(conn, known, key, now=g.now),
+            explanation=explain(conn, known, key, now=g.now, at=read_moment(asked, known)),
+            asked_at=asked,
             labels=_labels(known),
         )
 

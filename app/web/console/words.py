@@ -38,6 +38,7 @@ STATES: dict[str, tuple[str, str]] = {
     "yes": ("Yes", "good"),
     "no": ("No", "bad"),
     "wait": ("Not yet", "warn"),
+    "not asked": ("Not asked", "quiet"),
     "human": ("Human", "good"),
     "suspected": ("Suspected scanner", "warn"),
     "scanner": ("Scanner", "quiet"),
