@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
+from sqlalchemy import Engine, make_url, text
+
 from app import db, embedded
 from app.config import CODE, Settings, load
 from app.migrate import migrate
@@ -41,6 +43,17 @@ def databases(**more: str) -> Iterator[Settings]:
         redis.stop()
         postgres.stop()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def installation(settings: Settings, name: str) -> Engine:
+    """A further empty, migrated installation, in a database of its own on the same server. Its engine has one connection."""
+    engine = db.connect(settings.database_url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.execute(text(f'create database "{name}"'))
+    engine.dispose()
+    engine = db.connect(make_url(settings.database_url).set(database=name).render_as_string(hide_password=False), pool_size=1)
+    migrate(engine, datetime.now(UTC))
+    return engine
 
 
 def environment(settings: Settings) -> dict[str, str]:

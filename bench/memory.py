@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import monotonic, sleep
 
@@ -34,11 +35,11 @@ def memory() -> list[Line]:
     """Megabytes at the worst moment, and the growth over the second half."""
     with sink() as port, databases(SMTP_URL=f"smtp://127.0.0.1:{port}") as settings:
         engine = db.connect(settings.database_url)
-        prepare(engine, datetime.now(UTC), campaigns=20, accounts=ACCOUNTS)
+        starts = prepare(engine, datetime.now(UTC), accounts=ACCOUNTS)
         command = [sys.executable, "worker.py"]
         workers = subprocess.Popen(command, cwd=CODE, env=environment(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            read = _drive(engine, psutil.Process(workers.pid))
+            read = _drive(engine, starts, psutil.Process(workers.pid))
         finally:
             workers.terminate()
             workers.wait(30)
@@ -55,13 +56,13 @@ def memory() -> list[Line]:
     return [Line("I", "memory of the larger worker", worst[role], "MB", 200, at_most=True, note=note + " over the second half")]
 
 
-def _drive(engine: Engine, supervisor: psutil.Process) -> dict[str, list[float]]:
+def _drive(engine: Engine, starts: Sequence[str], supervisor: psutil.Process) -> dict[str, list[float]]:
     read: dict[str, list[float]] = {"advance": [], "deliver": []}
     posted, until = 0, monotonic() + PATIENCE
     while monotonic() < until:
         waiting = _waiting(engine)
         if posted < EVENTS and waiting < AHEAD:
-            post(engine, datetime.now(UTC), CHUNK, accounts=ACCOUNTS, seed=posted, mailing=MAILING)
+            post(engine, datetime.now(UTC), CHUNK, starts, accounts=ACCOUNTS, seed=posted, mailing=MAILING)
             posted += CHUNK
         elif posted >= EVENTS and not waiting:
             return read
