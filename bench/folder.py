@@ -21,7 +21,7 @@ roles: {{admin: Admin, champion: Champion, executive_sponsor: Sponsor, user: Use
 stages: [{{name: onboarding}}, {{name: adoption}}, {{name: expansion}}, {{name: renewal}}]
 milestones:
   signed: {{event: signed}}
-{"".join(f"  m{number}: {{event: reached_{number}{', expected_within: 90d' if number > 9 else ''}}}" + chr(10) for number in range(MILESTONES))}
+{"".join(f"  m{n}: {{event: reached_{n}{', expected_within: 90d' if n > 9 else ''}}}" + chr(10) for n in range(MILESTONES))}
 traits: {{account: {{plan: text, industry: text, trial_ends: date}}, contact: {{certified_until: date}}}}
 usage: {{logins: {{event: logged_in}}, reports: {{event: report_viewed}}, features: {{event: feature_used}}}}
 """
@@ -59,6 +59,32 @@ EXITS = (
     'contact.traits.certified_until is not missing and stage.name == "adoption"',
     'account.touch == "high"',
 )
+
+
+def waiting() -> dict[str, str]:
+    """Campaigns whose step `pause` is over at a time: a mail follows, a wait_for has waited in vain, a branch chooses."""
+    more = {"number": 0, "trigger": "{event: began}", "audience": AUDIENCES[0], "goal": _goal(1), "exit_when": EXIT}
+    steps = {
+        "mail": """
+  - {id: pause, wait: 2d}
+  - {id: mail, email: mail.mjml, subject: Hello}
+  - {id: after, wait: 2d}
+""",
+        "in-vain": """
+  - {id: pause, wait_for: {milestone: m20, timeout: 2d}, on_timeout: [{id: mail, email: mail.mjml, subject: Hello}]}
+  - {id: after, wait: 2d}
+""",
+        "branch": """
+  - {id: pause, wait: 2d}
+  - id: choose
+    branch:
+      - when: usage.logins.last_7d > 10
+        steps: [{id: after, wait: 2d}]
+      - else: [{id: mail, email: mail.mjml, subject: Hello}]
+""",
+    }
+    head = CAMPAIGN.format(**more).partition("steps:")[0]
+    return {key: f"{head}steps:{text}" for key, text in steps.items()}
 
 
 def plain(number: int) -> dict[str, str]:
