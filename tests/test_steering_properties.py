@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import uuid4
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -121,7 +122,8 @@ select e.step_id, e.position from enrollment e where e.state = 'active' and e.du
 and not exists (select from message m where m.enrollment_id = e.id and m.state in ('due', 'claimed', 'in_dot'))"""
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.timeout(300)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ACTS, min_size=4, max_size=16), campaigns)
 def test_no_sequence_of_steering_doubles_loses_or_forgets(engine, settings, tmp_path, acts, first):
     with engine.begin() as conn:
@@ -138,7 +140,7 @@ def test_no_sequence_of_steering_doubles_loses_or_forgets(engine, settings, tmp_
         waiting = sum(one.count for one in overdue(conn, KEY, world.now))
     if paused:
         world.act("resume", "send" if waiting else None)
-    for _ in range(16):
+    for _ in range(20):  # the longest campaign takes sixteen days
         world.settle()
         world.now += timedelta(days=1)
     with engine.begin() as conn:
