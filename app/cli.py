@@ -316,6 +316,7 @@ COMMANDS: list[Command] = [
     Command(("resume",), "end a pause; say first what is overdue", steer.resume, steer.resume_arguments),
     Command(("enroll",), "enroll accounts or contacts by hand; say first who would enter", steer.enroll, steer.enroll_arguments),
     Command(("render",), "show a mail of the campaigns folder as a customer would see it; sends nothing", _render, _render_arguments),
+    Command(("test",), "run the tests.yaml of the campaigns; exit code 1 if one fails", rehearse.test, rehearse.test_arguments),
     Command(
         ("simulate",),
         "show what campaigns would do, over stored history or a file of events; sends nothing",

@@ -1,4 +1,4 @@
-"""Commands that show what campaigns will do before they do it: `nurture simulate`."""
+"""Commands that show what campaigns will do before they do it: `nurture simulate`, `nurture test`."""
 
 from __future__ import annotations
 
@@ -180,3 +180,72 @@ def _changed(changes: dict[str, Any]) -> Iterator[str]:
         for one in changes[name][:5]:
             more = f" was {one['was_at'][:16]}" if name == "moved" else f" {one['why']}" if name == "lost" else ""
             yield f"  {word} {one['campaign']}/{one['step']} to {one['contact']} at {one['account']}, {one['local']}{more}"
+
+
+def test(args: argparse.Namespace) -> int:
+    """Runs the tests.yaml of every campaign of a folder on the virtual clock. Needs no database."""
+    from app import cli
+    from app.config import load
+    from app.flow.trial import trials
+
+    root = load(home=args.home, campaigns=args.folder).campaigns
+    found, problems = trials(root, args.campaign or ())
+    failed = sum(not one.passed for trial in found for one in trial.results)
+    missed = sum(len(trial.missed) for trial in found)
+    data = {
+        "problems": [
+            {"file": one.file, "line": one.line, "column": one.column, "rule": one.rule, "problem": one.message} for one in problems
+        ],
+        "campaigns": [
+            {
+                "campaign": trial.campaign,
+                "places": trial.places,
+                "missed": trial.missed,
+                "tests": [
+                    {
+                        "name": one.name,
+                        "file": one.file,
+                        "line": one.line,
+                        "passed": one.passed,
+                        "seconds": one.seconds,
+                        "differences": [
+                            {"line": each.line, "expected": each.expected, "got": each.got, "why": each.why} for each in one.differences
+                        ],
+                    }
+                    for one in trial.results
+                ],
+            }
+            for trial in found
+        ],
+    }
+    cli.show(args, data, "\n".join(_tested(found, problems, args.coverage)))
+    return 1 if failed or problems or (args.strict and missed) else 0
+
+
+def test_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", help="the campaigns folder (NURTURE_CAMPAIGNS)")
+    parser.add_argument("--campaign", metavar="KEY", nargs="+", help="only these campaigns, such as onboarding/first-value")
+    parser.add_argument("--coverage", action="store_true", help="name everything that no test came to")
+    parser.add_argument("--strict", action="store_true", help="fail when a step or a branch was never come to")
+
+
+def _tested(found: Any, problems: Any, every: bool) -> Iterator[str]:
+    for trial in found:
+        yield f"{trial.campaign}"
+        if not trial.results:
+            yield "  no tests: write a tests.yaml beside its campaign.yaml"
+        for one in trial.results:
+            yield f"  {'✓' if one.passed else '✗'} {one.name}  ({one.seconds * 1000:.0f} ms)"
+            yield from (f"      {one.file}:{each.line}: {each}" for each in one.differences)
+        if trial.missed and (trial.results or every):
+            shown = trial.missed if every else trial.missed[:3]
+            count = len(trial.missed)
+            yield f"  {count} of {trial.places} {'place was' if count == 1 else 'places were'} come to by no test:"
+            yield from (f"      {place}" for place in shown)
+            if len(shown) < count:
+                yield f"      … and {count - len(shown)} more (--coverage)"
+    yield from (str(problem) for problem in problems)
+    results = [one for trial in found for one in trial.results]
+    failed = sum(not one.passed for one in results)
+    yield ""
+    yield f"{len(results) - failed} passed, {failed} failed, in {sum(one.seconds for one in results):.2f} s."

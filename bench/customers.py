@@ -94,7 +94,8 @@ insert into account (id, external_id, partition, name, touch, seats, customer_si
 select n + 1, key, partition, 'Account ' || n, 'smb', 5 + n %% 200, %(now)s - interval '200 days',
        %(now)s + make_interval(days => 100 + n %% 265), 1000 + n %% 50000, jsonb_build_object('plan', 'pro', 'industry', 'bakery'),
        'onboarding', %(now)s - interval '20 days', %(now)s + make_interval(days => -21, mins => 1 + n %% 1439),
-       %(now)s - make_interval(hours => 2 + n %% 70), %(now)s + make_interval(mins => 1 + n %% 1439), %(now)s + make_interval(mins => 1 + n %% 1439)
+       %(now)s - make_interval(hours => 2 + n %% 70), %(now)s + make_interval(mins => 1 + n %% 1439),
+       %(now)s + make_interval(mins => 1 + n %% 1439)
 from place order by n""",
     "contact": """
 insert into contact (id, external_id, address, person, first_name, last_name, created_at, last_seen_at)

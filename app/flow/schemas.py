@@ -17,11 +17,12 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from app.rules.definition import Campaign
 from app.rules.lifecycle import Lifecycle
+from app.rules.scenario import Scenarios
 from app.rules.triggers import BANDS, KINDS
 
 FOLDER = ".schemas"
 # The files that have a schema: name → model. One line for another kind of file, and its fields below.
-MODELS: Mapping[str, type[BaseModel]] = {"lifecycle": Lifecycle, "campaign": Campaign}
+MODELS: Mapping[str, type[BaseModel]] = {"lifecycle": Lifecycle, "campaign": Campaign, "tests": Scenarios}
 
 
 def write(folder: Path) -> list[Path]:

@@ -1,0 +1,370 @@
+"""Unit tests of campaigns: a `tests.yaml` beside a campaign, run on the virtual clock by the engine itself, with its mails written.
+
+Needs no database and sends nothing. A year takes milliseconds. What no test came to is named: steps, arms of branches and splits, waits
+that were passed or timed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from app.errors import DefinitionError
+from app.flow.check import Campaigns, read
+from app.flow.checking.files import load
+from app.flow.wording import fill, payload
+from app.flow.world import Compose, Letter, Posted, Reply, World, book_of, compose_of
+from app.rules.book import Book, Node, Version, build_book
+from app.rules.definition import MAIL_KINDS
+from app.rules.facts import NewEffect
+from app.rules.fields import Problem, nearest
+from app.rules.reasons import sentence
+from app.rules.scenario import Expectation, Happening, Scenario, Scenarios
+from app.rules.triggers import ENROLL_REQUESTED
+
+FILE = "tests.yaml"
+ACCOUNT = "account"
+SENT = ("sent", "unknown")
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An expectation that was not met (or something nobody expected), with its place in the file. `why` is what the ledger says."""
+
+    line: int
+    expected: str | None
+    got: str | None
+    why: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"expected {self.expected or 'nothing'}", f"got {self.got or 'nothing'}"]
+        return "; ".join(parts) + (f" ({self.why})" if self.why else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One test: passed where there is no difference."""
+
+    campaign: str
+    name: str
+    file: str
+    line: int
+    differences: tuple[Difference, ...]
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return not self.differences
+
+
+@dataclass(slots=True)
+class Trial:
+    """All tests of a campaign. `missed` are the places that no test came to, in reading order; `places` is how many there are."""
+
+    campaign: str
+    results: list[Result] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    places: int = 0
+
+
+def trials(root: Path, only: Sequence[str] = ()) -> tuple[list[Trial], list[Problem]]:
+    """Runs the tests of the campaigns below `root`, or of those named. Returns what came of them, and what is wrong with the files.
+
+    Raises DefinitionError when the campaigns themselves are wrong. A campaign without tests has everything missed.
+    """
+    campaigns = read(root)
+    keys = [folder.key for folder in campaigns.folders]
+    if unknown := [key for key in only if key not in keys]:
+        raise DefinitionError([Problem("", 1, 1, "name", f"there is no campaign {unknown[0]}; there are: {', '.join(keys)}")])
+    problems: list[Problem] = []
+    compose = compose_of(campaigns)
+    found = [_campaign(root, campaigns, key, number, compose, problems) for number, key in enumerate(keys, 1) if not only or key in only]
+    return found, problems
+
+
+def _campaign(root: Path, campaigns: Campaigns, key: str, number: int, compose: Compose, problems: list[Problem]) -> Trial:
+    trial, path = Trial(key), root / key / FILE
+    book = book_of(campaigns, live=True)
+    version = book.versions[number]
+    reached: set[str] = set()
+    if path.exists():
+        model, _, places = load(root, path, Scenarios, problems)
+        for index, scenario in enumerate(model.tests if model else ()):
+            wrong = list(_unknown(scenario, version, book, places, index))
+            problems.extend(wrong)
+            if not wrong:
+                trial.results.append(_run(scenario, version, _only(book, {key, *scenario.along}), compose, places, index, reached))
+    every = list(_places(version))
+    trial.places = len(every)
+    trial.missed = [place for place in every if place not in reached]
+    return trial
+
+
+def _only(book: Book, keys: set[str]) -> Book:
+    standings = [one for one in book.standings.values() if one.key in keys]
+    return build_book(book.lifecycle, standings, book.versions)
+
+
+def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, index: int) -> Iterator[Problem]:
+    """Names in the test that nothing has."""
+    for part, ones in (("events", scenario.events), ("expect", scenario.expect)):
+        for at, one in enumerate(ones):
+            for name in ("answer", "click", "bounce", "unsubscribe", "mail", "skip", "alert", "task", "webhook"):
+                step = getattr(one, name, None)
+                if step is not None and step not in version.nodes:
+                    said = f"{step} is not a step of {version.key}; there are: {', '.join(version.nodes)}"
+                    yield places.problem("step", said, ("tests", index, part, at, name), fix=nearest(step, version.nodes))
+            whom = getattr(one, "by", None) or getattr(one, "to", None)
+            joins = {other.by for other in scenario.events if other.identify is not None}
+            if whom is not None and whom not in scenario.given.contacts and whom not in joins:
+                said = f"{whom} is not among the contacts; there are: {', '.join(scenario.given.contacts)}"
+                yield places.problem("name", said, ("tests", index, part, at, "by" if hasattr(one, "by") else "to"))
+    for at, key in enumerate(scenario.along):
+        if key not in book.standings:
+            yield places.problem("name", f"there is no campaign {key}", ("tests", index, "along", at), fix=nearest(key, book.standings))
+
+
+# One test ------------------------------------------------------------------------------------------------------------
+
+
+class _Script:
+    """The feedback that a test tells of: who answers, clicks, bounces."""
+
+    def __init__(self, scenario: Scenario, campaign: str):
+        self.campaign = campaign
+        self.told = [one for one in scenario.events if one.kind in ("answer", "click", "bounce", "unsubscribe")]
+
+    def outcome(self, letter: Letter) -> str:
+        return "rejected" if any(one.bounce == letter.step and self._theirs(one, letter) for one in self.told) else "sent"
+
+    def after(self, letter: Letter) -> list[tuple[timedelta, Reply]]:
+        replies = {"answer": "answered", "click": "clicked", "unsubscribe": "unsubscribed"}
+        return [
+            (one.after, Reply(replies[one.kind], score=one.score, comment=one.comment))
+            for one in self.told
+            if one.kind in replies and getattr(one, one.kind) == letter.step and self._theirs(one, letter)
+        ]
+
+    def _theirs(self, one: Happening, letter: Letter) -> bool:
+        return letter.campaign == self.campaign and one.by in (None, letter.contact)
+
+
+def _run(scenario: Scenario, version: Version, book: Book, compose: Compose, places: Any, index: int, reached: set[str]) -> Result:
+    began = datetime.now(UTC)
+    world = World(book, feedback=_Script(scenario, version.key), compose=compose)
+    world.post(_posted(scenario, version.key))
+    first = next(iter(scenario.given.contacts), None)
+    for one in scenario.events:
+        if one.hold is not None:
+            since = _moment(one.at, scenario.start)
+            world.hold(account=ACCOUNT, reason="test", since=since, until=since + one.hold)
+    world.run(scenario.start + scenario.until)
+    reached.update(_reached(world, version))
+    differences = tuple(_Comparison(scenario, version, world, places, index, first).differences())
+    line, _ = places.tree.find(("tests", index, "name"), False)
+    return Result(version.key, scenario.name, places.file, line, differences, (datetime.now(UTC) - began).total_seconds())
+
+
+def _posted(scenario: Scenario, campaign: str) -> Iterator[Posted]:
+    """What the product, and the engine's own assessments, say: first who there is, then what happens."""
+    start, count = scenario.start, 0
+    first = next(iter(scenario.given.contacts), None)
+
+    def posted(kind: str, name: str, contact: str | None, properties: dict[str, Any], at: datetime, source: int = 1) -> Posted:
+        nonlocal count
+        count += 1
+        return Posted(f"test:{count}", kind, name, ACCOUNT, contact, properties, at, at, source)
+
+    before = start - MINUTE
+    yield posted("group", "group", None, {"name": "Test account", **scenario.given.account}, before)
+    for key, traits in scenario.given.contacts.items():
+        yield posted("identify", "identify", key, {"email": f"{key}@example.com", **traits}, before)
+    for one in scenario.events:
+        at, who = _moment(one.at, start), one.by or first
+        if one.kind == "track":
+            yield posted("track", one.track, who, one.properties, at)
+        elif one.kind == "group":
+            yield posted("group", "group", None, one.group, at)
+        elif one.kind == "identify":
+            known = {} if who in scenario.given.contacts else {"email": f"{who}@example.com"}
+            yield posted("identify", "identify", who, {**known, **one.identify}, at)
+        elif one.kind == "health":
+            changed = one.health.band != one.health.previous_band
+            yield posted("track", "nurture.health_changed", None, one.health.model_dump() | {"band_changed": changed}, at, 0)
+        elif one.kind == "enroll":
+            yield posted("track", ENROLL_REQUESTED, who, {"campaign": campaign, "by": "hand"}, at, 0)
+
+
+def _moment(when: timedelta | datetime, start: datetime) -> datetime:
+    return start + when if isinstance(when, timedelta) else when
+
+
+class _Comparison:
+    """What was expected against what came."""
+
+    def __init__(self, scenario: Scenario, version: Version, world: World, places: Any, index: int, first: str | None):
+        self.scenario, self.version, self.world, self.places, self.index = scenario, version, world, places, index
+        self.start, self.first = scenario.start, first
+        self.letters = sorted(
+            (one for one in world.letters if one.campaign == version.key), key=lambda one: (one.settled_at or one.due_at, one.step)
+        )
+        self.effects = [one for _, one in world.effects if one.campaign == version.key]
+        self.ends = [one for _, one in world.enrollments.values() if one.campaign == version.key and one.state != "active"]
+
+    def differences(self) -> Iterator[Difference]:
+        open_letters = [one for one in self.letters if one.outcome in SENT]
+        skipped = [one for one in self.letters if one.outcome == "skipped"]
+        effects = list(self.effects)
+        for at, one in enumerate(self.scenario.expect):
+            line, _ = self.places.tree.find(("tests", self.index, "expect", at), False)
+            if one.kind == "mail":
+                yield from self._letter(one, one.mail, open_letters, line)
+            elif one.kind == "skip":
+                yield from self._letter(one, one.skip, skipped, line)
+            elif one.kind in ("alert", "task", "webhook"):
+                yield from self._effect(one, effects, line)
+            else:
+                yield from self._state(one, line)
+        line, _ = self.places.tree.find(("tests", self.index, "name"), False)
+        for letter in open_letters:
+            yield Difference(line, None, self._said(letter))
+        for effect in effects:
+            yield Difference(line, None, f"{effect.kind} {effect.step} {self._time(effect.created_at)}")
+
+    def _letter(self, wanted: Expectation, step: str, left: list[Letter], line: int) -> Iterator[Difference]:
+        fits = [one for one in left if one.step == step and wanted.to in (None, one.contact)]
+        found = next((one for one in fits if self._at(wanted, one.settled_at or one.due_at)), fits[0] if fits else None)
+        said = f"{'mail' if wanted.mail else 'no mail'} {step}" + (f" to {wanted.to}" if wanted.to else "")
+        if wanted.at is not None:
+            said += f" {self._time(_moment(wanted.at, self.start))}"
+        if found is None:
+            yield Difference(line, said, None, self._why(step, wanted.to))
+            return
+        left.remove(found)
+        if not self._at(wanted, found.settled_at or found.due_at):
+            yield Difference(line, said, self._said(found))
+        if wanted.subject is not None and wanted.subject not in (found.subject or ""):
+            yield Difference(line, f"the subject of {step} to have “{wanted.subject}”", f"“{found.subject}”")
+        if wanted.why is not None and wanted.why != found.reason:
+            yield Difference(line, f"{said} because of {wanted.why}", f"{found.reason}: {sentence(found.reason, found.evidence)}")
+
+    def _effect(self, wanted: Expectation, left: list[NewEffect], line: int) -> Iterator[Difference]:
+        step = getattr(wanted, wanted.kind)
+        fits = [one for one in left if one.kind == wanted.kind and one.step == step]
+        found = next((one for one in fits if self._at(wanted, one.created_at)), fits[0] if fits else None)
+        said = f"{wanted.kind} {step}" + (f" {self._time(_moment(wanted.at, self.start))}" if wanted.at is not None else "")
+        if found is None:
+            yield Difference(line, said, None, self._why(step, None))
+            return
+        left.remove(found)
+        if not self._at(wanted, found.created_at):
+            yield Difference(line, said, f"{wanted.kind} {step} {self._time(found.created_at)}")
+        if wanted.text is not None and wanted.text not in (text := self._text(found)):
+            yield Difference(line, f"{said} with “{wanted.text}”", f"“{text}”")
+
+    def _text(self, effect: NewEffect) -> str:
+        account = self.world.account(ACCOUNT)
+        if effect.kind == "task":
+            return f"{fill(effect.spec['title'], effect.values)}\n{fill(effect.spec['note'], effect.values)}"
+        return str(payload(effect, account, self.version.campaign.name))
+
+    def _state(self, wanted: Expectation, line: int) -> Iterator[Difference]:
+        account = self.world.account(ACCOUNT)
+        if wanted.kind == "ended":
+            got = [(one.end_reason or one.state, one.ended_at) for one in self.ends]
+            if not any(reason == wanted.ended and self._at(wanted, at) for reason, at in got):
+                when = f" {self._time(_moment(wanted.at, self.start))}" if wanted.at is not None else ""
+                ends = ", ".join(f"{reason} {self._time(at)}" for reason, at in got) or "it is still inside, or never was"
+                yield Difference(line, f"{wanted.ended}{when}", ends)
+        elif wanted.kind == "reason":
+            mine = [one for _, one in self.world.decisions if one.campaign == self.version.key]
+            if not any(one.reason == wanted.reason for one in mine):
+                yield Difference(line, f"the reason {wanted.reason}", ", ".join(dict.fromkeys(one.reason for one in mine)) or None)
+        elif wanted.kind == "stage" and account.stage != wanted.stage:
+            yield Difference(line, f"the stage {wanted.stage}", account.stage)
+        elif wanted.kind == "milestone":
+            known = account.milestones.get(wanted.milestone)
+            if known is None or known.reached_at is None:
+                yield Difference(line, f"the milestone {wanted.milestone} reached", None)
+        elif wanted.kind == "trait":
+            for name, value in wanted.trait.items():
+                if account.traits.get(name) != value:
+                    yield Difference(line, f"account.traits.{name} to be {value!r}", repr(account.traits.get(name)))
+
+    def _at(self, wanted: Expectation, at: datetime | None) -> bool:
+        return wanted.at is None or (at is not None and abs(at - _moment(wanted.at, self.start)) < MINUTE)
+
+    def _said(self, letter: Letter) -> str:
+        return f"mail {letter.step} to {letter.contact} {self._time(letter.settled_at or letter.due_at)}"
+
+    def _time(self, at: datetime | None) -> str:
+        """The moment as a day of the test and as a date."""
+        if at is None:
+            return "never"
+        past = at - self.start
+        return f"on day {past.days} at {at:%H:%M} ({at:%a %Y-%m-%d})"
+
+    def _why(self, step: str, contact: str | None) -> str | None:
+        """What the ledger says of a step that did not come: its own no, or how the way ended before it."""
+        mine = [one for _, one in self.world.decisions if one.campaign == self.version.key]
+        own = [one for one in mine if one.step == step and one.verdict != "yes" and contact in (None, one.contact)]
+        if not own:
+            own = [one for one in mine if one.verdict == "no" or one.gate == "exit"]
+        if not own:
+            return None
+        last = own[-1]
+        return f"{last.reason} {self._time(last.at)}: {sentence(last.reason, last.evidence)}"
+
+
+# What tests came to --------------------------------------------------------------------------------------------------
+
+
+def _places(version: Version) -> Iterator[str]:
+    """Everything a test may come to, in reading order."""
+    for step, node in version.nodes.items():
+        if node.kind in (*MAIL_KINDS, "alert", "task", "webhook", "set", "exit"):
+            yield f"step {step}"
+        elif node.kind == "branch":
+            yield from (
+                f"branch {step}, arm {number}: {condition.source if condition else 'else'}"
+                for number, (condition, _) in enumerate(node.arms, 1)
+            )
+            if node.arms[-1][0] is not None:
+                yield f"branch {step}, no arm"
+        elif node.kind == "split":
+            yield from (f"split {step}, arm {name}" for name, *_ in node.parts)
+        elif node.kind == "wait_for":
+            if not _ends_it(version, node):
+                yield f"wait_for {step}, passed"
+            yield f"wait_for {step}, timed out"
+
+
+def _ends_it(version: Version, node: Node) -> bool:
+    """Whether what the step waits for is the goal, which ends the enrollment first."""
+    goal, spec = version.campaign.goal, node.step.wait_for
+    return goal is not None and goal.then == "exit" and spec.milestone is not None and spec.milestone == goal.milestone
+
+
+def _reached(world: World, version: Version) -> Iterable[str]:
+    mine = [one for _, one in world.decisions if one.campaign == version.key]
+    for one in mine:
+        node = version.nodes.get(one.step or "")
+        if one.reason == "branch_taken":
+            condition = node.arms[one.evidence["arm"] - 1][0]
+            yield f"branch {one.step}, arm {one.evidence['arm']}: {condition.source if condition else 'else'}"
+        elif one.reason == "no_branch_matched":
+            yield f"branch {one.step}, no arm"
+        elif one.reason == "arm_drawn":
+            yield f"split {one.step}, arm {one.evidence['arm']}"
+        elif one.reason == "event_came":
+            yield f"wait_for {one.step}, passed"
+        elif one.reason == "timed_out":
+            yield f"wait_for {one.step}, timed out"
+        elif one.reason in ("exit_step", "set_made"):
+            yield f"step {one.step}"
+    yield from (f"step {one.step}" for one in world.letters if one.campaign == version.key and one.outcome in SENT)
+    yield from (f"step {one.step}" for _, one in world.effects if one.campaign == version.key)
