@@ -41,7 +41,7 @@ def test_every_problem_is_named_at_once_with_its_line(tmp_path):
         GOOD.replace("stage: onboarding", "stage: onbording").replace("topic: product", "topic: product\nprioritty: 3")
         + "  - {id: hello, wait: soon}\n  - {id: fork, nothing: 1}\n",
     )
-    assert [one.partition(": ")[0] for one in found] == ["campaign.yaml:5:1", "campaign.yaml:9:17", "campaign.yaml:10:5"]
+    assert [one.partition(": ")[0] for one in found] == ["campaign.yaml:5:1", "campaign.yaml:9:23", "campaign.yaml:10:5"]
     assert "prioritty: is not known here" in found[0]
     assert "'soon' is not a duration; write it like 3d" in found[1]
     assert "a step needs an id and one of email" in found[2]

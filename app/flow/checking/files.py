@@ -101,7 +101,10 @@ def read_text(root: Path, path: Path, limit: int = FILE_LIMIT) -> str:
 def _explained(error: ValidationError, model: type[BaseModel], raw: Any, places: Places) -> Iterator[Problem]:
     """Each problem once: of a value that may be one of several things, only what fits what it is."""
     found = [_Found(one, model, raw) for one in error.errors(include_url=False)]
+    misspelt = {(*one.place[:-1], one.fix) for one in found if one.kind == "extra_forbidden" and one.fix}
     for at, one in enumerate(found):
+        if one.kind == "missing" and one.place in misspelt:
+            continue
         rivals = [other for other in found if other is not one and other.union and other.union == one.union]
         if any(_fits_better(other, one) for other in rivals):
             continue
@@ -125,6 +128,7 @@ class _Found:
     def __init__(self, error: Mapping[str, Any], model: type[BaseModel], raw: Any):
         self.union: Place | None = None
         self.fits = True
+        self.kind = error["type"]
         self.of_key = error["type"] in ("extra_forbidden", "missing") or "[key]" in error["loc"]
         place: list[Any] = []
         kinds: list[tuple[str | None, Any]] = [(None, model)]

@@ -85,10 +85,13 @@ class Against:
 
     def date(self, path: str, place: Place) -> None:
         """A path that must name a date."""
+        try:
+            check_path(tuple(path.split(".")), self.schema)
+        except ConditionError:
+            return  # a name that does not exist, which the look at all conditions tells
         kind = kind_of_path(path, self.schema)
         if kind not in (None, "date"):
-            dates = [*sorted(_DATES - {"now"}), *_traits(self.schema, "date")]
-            self.problem("type", f"{path} is not a date, but {kind}", place, nearest(path, dates) if path not in dates else None)
+            self.problem("type", f"{path} is not a date, but {kind}", place)
 
 
 def path_problem(path: tuple, schema: Schema, brand: Brand, *, layout: bool) -> ConditionError | None:

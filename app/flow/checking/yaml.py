@@ -58,7 +58,7 @@ class Tree:
     def find(self, place: Place, key: bool = False) -> tuple[int, int]:
         """Where the value at `place` (or its key) stands; of what does not exist, where that stands in which it would be."""
         for length in range(len(place), 0, -1):
-            found = (self.keys if key or length < len(place) else self.values).get(place[:length])
+            found = (self.keys if key else self.values).get(place[:length])
             if found:
                 return found
         return 1, 1
