@@ -325,6 +325,7 @@ def _mail(conn: Connection, rng: random.Random, keys: Sequence[str], ids: Sequen
             }
             responses.append(answer)
     insert_rows(conn, models.enrollment, enrollments)
+    insert_rows(conn, models.task, [_task(first, row, now, number) for number, row in enumerate(enrollments[::5])])
     insert_rows(conn, models.message, messages)
     insert_rows(conn, models.decision, decisions)
     insert_rows(conn, models.delivery_event, deliveries)
@@ -348,6 +349,29 @@ def _enrollment(ident: UUID, campaign, account_id: int, key: str, entered: datet
         "goal_at": entered + timedelta(days=2) if state == "exited" else None,
         "ended_at": None if active else min(now, entered + timedelta(days=3)),
         "end_reason": None if active else "goal_met" if state == "exited" else "finished",
+    }
+
+
+def _task(campaign, enrollment: dict, now: datetime, number: int) -> dict:
+    """Open and due, overdue, done, and one of a shadow, in turn."""
+    state = ("open", "open", "done", "shadow")[number % 4]
+    return {
+        "id": hash_id("task", enrollment["id"]),
+        "enrollment_id": enrollment["id"],
+        "campaign_id": campaign.id,
+        "version_id": campaign.version_id,
+        "step_id": "call",
+        "occurrence": 1,
+        "account_id": enrollment["account_id"],
+        "title": f"Call them, number {number}",
+        "note": "They have not started.\nAsk why.",
+        "assignee": None if number % 3 == 0 else "olu@example.com",
+        "assignee_name": None if number % 3 == 0 else "Olu Owner",
+        "created_at": now - timedelta(days=3),
+        "due_at": now + timedelta(days=2 if number % 4 == 0 else -1),
+        "state": state,
+        "outcome": "They are on it" if state == "done" else None,
+        "closed_at": now - timedelta(hours=5) if state == "done" else None,
     }
 
 

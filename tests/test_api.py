@@ -63,7 +63,8 @@ def test_the_description_is_valid_openapi_and_names_every_route(app, described):
 def test_every_answer_is_as_described(api, described, seeded, app):
     with app.extensions["nurture"].engine.begin() as conn:
         message = conn.execute(text("select m.id from message m join hit h on h.message_id = m.id limit 1")).scalar_one()
-    ids = {"account": seeded[1], "contact": "u-1-0", "campaign": "onboarding/first-value", "message": str(message)}
+        task = conn.execute(text("select id from task where state = 'open' limit 1")).scalar_one()
+    ids = {"account": seeded[1], "contact": "u-1-0", "campaign": "onboarding/first-value", "message": str(message), "task": str(task)}
     asked = 0
     for one in OPERATIONS.values():
         if one.method != "GET":

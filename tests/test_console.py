@@ -35,6 +35,9 @@ PAGES = (
     "/console/messages",
     "/console/messages?state=skipped",
     "/console/messages?state=waiting&campaign=onboarding/first-value",
+    "/console/tasks",
+    "/console/tasks?show=overdue&assignee=nobody",
+    "/console/tasks?show=done",
     "/console/responses",
     "/console/responses?days=30&survey=nps",
 )
@@ -230,6 +233,7 @@ def test_what_customers_write_is_shown_and_never_run(staff, database_engine, see
         conn.execute(text("update message set subject = :evil"), {"evil": evil})
         conn.execute(text("update event set name = :evil"), {"evil": evil})
         conn.execute(text("update hold set reason = :evil"), {"evil": evil})
+        conn.execute(text("update task set title = :evil, note = :evil, assignee_name = :evil, outcome = :evil"), {"evil": evil})
     for path in PAGES:
         found = page(staff, path)
         assert not found.problems and "script" not in [tag for tag, _ in found.tags]

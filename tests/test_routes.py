@@ -34,7 +34,12 @@ def routes(app):
             yield rule, method, path
 
 
-SAMPLE = {"message_id": "00000000-0000-0000-0000-000000000001", "hold_id": "1", "filename": "console.css"}
+SAMPLE = {
+    "message_id": "00000000-0000-0000-0000-000000000001",
+    "task_id": "00000000-0000-0000-0000-000000000001",
+    "hold_id": "1",
+    "filename": "console.css",
+}
 
 
 def test_every_route_is_authenticated_or_listed_as_public(app, client):

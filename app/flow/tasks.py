@@ -109,7 +109,7 @@ def _address(value: str) -> str:
 
 
 def _words(value: str, field: str) -> str | None:
-    value = value.replace("\x00", "").strip()
+    value = value.replace("\x00", "").encode("utf-8", "replace").decode().strip()
     if len(value) > 4000:
         raise InputError("must have 4,000 characters at most", field)
     return value or None

@@ -46,8 +46,8 @@ def tasks_page() -> str:
         )
 
 
-@blueprint.post("/tasks/<uuid:task_id>", endpoint="change_task")
-def change(task_id) -> Response | tuple[str, int]:
+@blueprint.post("/tasks/<task_id>", endpoint="change_task")
+def change(task_id: str) -> Response | tuple[str, int]:
     """Closes a task or opens it again, and goes back to the page it was pressed on."""
     does, account = request.form.get("do", ""), request.form.get("account", "")
     try:
