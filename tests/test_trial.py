@@ -1,0 +1,168 @@
+"""Tests of campaigns: the shipped ones cover every branch, differences can be read, files that are wrong are named with their lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from app.config import CODE
+from app.flow.trial import trials
+from tests.stories import MAIL, write_campaigns
+
+CAMPAIGN = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+goal: {event: done}
+steps:
+  - {id: hello, email: hello.mjml, subject: "Hello {{ account.name }}"}
+  - {id: pause, wait: {days: 2, at: "09:00"}}
+  - id: plan
+    branch:
+      - {when: account.traits.plan == "pro", steps: [{id: pro, email: pro.mjml, subject: Pro}]}
+      - else: [{id: tell, alert: {text: "{{ account.name }} is on {{ account.traits.plan }}"}}]
+  - {id: last, email: last.mjml, subject: Last}
+"""
+
+
+def write(tmp_path: Path, tests: str, campaign: str = CAMPAIGN, mail: str = MAIL) -> Path:
+    root = write_campaigns(tmp_path / "campaigns", {"onboarding/welcome": campaign}, mail=mail)
+    for name in ("pro.mjml", "last.mjml", "hello.mjml"):
+        (root / "onboarding/welcome" / name).write_text(mail, "utf-8")
+    (root / "onboarding/welcome/tests.yaml").write_text(tests, "utf-8")
+    return root
+
+
+def differences(root: Path) -> list[str]:
+    found, problems = trials(root)
+    assert problems == []
+    return [f"{each.line}: {each}" for trial in found for one in trial.results for each in one.differences]
+
+
+def test_every_step_and_branch_of_the_shipped_campaigns_is_tested():
+    found, problems = trials(CODE / "campaigns")
+    assert problems == []
+    for trial in found:
+        assert trial.results, f"{trial.campaign} has no tests"
+        assert [str(each) for one in trial.results for each in one.differences] == []
+        assert trial.missed == [], trial.campaign
+
+
+def test_a_difference_says_what_came_instead_and_why(tmp_path):
+    root = write(
+        tmp_path,
+        """tests:
+  - name: wrong in every way
+    events: [{track: signed_up}, {at: 1d, track: done}]
+    expect:
+      - {mail: hello, to: ada, at: 1d}
+      - {mail: hello, subject: Goodbye}
+      - {mail: last, at: 2d}
+      - {ended: finished}
+      - {trait: {plan: pro}}
+""",
+    )
+    met = "goal_met on day 1 at 09:00 (Tue 2026-03-03)"
+    assert differences(root) == [
+        "5: expected mail hello to ada on day 1 at 09:00 (Tue 2026-03-03); got mail hello to ada on day 0 at 09:00 (Mon 2026-03-02)",
+        f"6: expected mail hello; got nothing ({met}: The goal is met.)",
+        f"7: expected mail last on day 2 at 09:00 (Wed 2026-03-04); got nothing ({met}: The goal is met.)",
+        f"8: expected finished; got {met}",
+        "9: expected account.traits.plan to be 'pro'; got None",
+    ]
+
+
+def test_what_nobody_expected_is_a_difference(tmp_path):
+    root = write(tmp_path, "tests:\n  - name: quiet\n    events: [{track: signed_up}]\n")
+    said = differences(root)
+    assert [one.partition("got ")[2].split(" on ")[0] for one in said] == ["mail hello to ada", "mail last to ada", "alert tell"]
+
+
+def test_alerts_with_their_words_and_dates_over_summer_time_and_a_leap_day(tmp_path):
+    root = write(
+        tmp_path,
+        """tests:
+  - name: a leap day
+    given: {account: {timezone: Europe/Berlin, name: Acorn, plan: solo}}
+    start: 2028-02-27 08:00
+    events: [{track: signed_up}]
+    expect:
+      - {mail: hello, subject: Hello Acorn}
+      - {alert: tell, at: 2028-02-29 08:00, text: Acorn is on solo}
+      - {mail: last, at: 2d}
+      - {ended: finished}
+  - name: summer time
+    given: {account: {timezone: Europe/Berlin, plan: pro}}
+    start: 2026-03-28 08:00
+    events: [{track: signed_up}]
+    expect:
+      - {mail: hello}
+      - {mail: pro, at: 2026-03-30 07:00}
+      - {mail: last, at: 2026-03-30 07:00}
+""",
+    )
+    assert differences(root) == []
+    found, _ = trials(root)
+    assert found[0].missed == []
+
+
+def test_a_hole_is_seen(tmp_path):
+    mail = "<mj-section><mj-column><mj-text>{{ contact.traits.title }}</mj-text></mj-column></mj-section>"
+    root = write(tmp_path, "tests:\n  - {name: a, events: [{track: signed_up}], until: 1h, expect: [{mail: hello}]}\n", mail=mail)
+    [said] = differences(root)
+    assert "missing_value" in said and "contact.traits.title" in said
+
+
+def test_what_no_test_comes_to_is_named(tmp_path):
+    root = write(tmp_path, "tests:\n  - {name: a, events: [{track: signed_up}, {at: 1d, track: done}], expect: [{mail: hello}]}\n")
+    found, _ = trials(root)
+    assert set(found[0].missed) == {
+        'branch plan, arm 1: account.traits.plan == "pro"',
+        "branch plan, arm 2: else",
+        "step pro",
+        "step tell",
+        "step last",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tests", "line", "problem"),
+    [
+        ("tests:\n  - name: a\n    expect: [{mail: helo}]\n", 3, "helo is not a step of onboarding/welcome"),
+        ("tests:\n  - name: a\n    events: [{track: x, by: bob}]\n", 3, "bob is not among the contacts"),
+        ("tests:\n  - name: a\n    along: [onboarding/none]\n", 3, "there is no campaign onboarding/none"),
+        ("tests:\n  - name: a\n    evnts: []\n", 3, "evnts"),
+        ("tests:\n  - name: a\n    events: [{at: soon, track: x}]\n", 3, "'soon' is no time"),
+        ("tests:\n  - name: a\n    events: [{answer: hello}]\n", 3, "an answer has a step and a score"),
+        ("tests:\n  - name: a\n    events: [{}]\n", 3, "exactly one thing happens"),
+        ("tests: 7\n", 1, "tests"),
+        ("tests:\n  - name: [\n", 3, ""),
+        ("a: &a [*a]\n", 1, ""),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path, tests, line, problem):
+    root = write(tmp_path, tests)
+    _, problems = trials(root)
+    assert problems and problems[0].file == "onboarding/welcome/tests.yaml"
+    assert any(problem in one.message for one in problems)
+    assert abs(problems[0].line - line) <= 1
+
+
+def test_the_command(tmp_path, capsys):
+    root = write(tmp_path, "tests:\n  - {name: fine, events: [{track: signed_up}, {at: 1d, track: done}], expect: [{mail: hello}]}\n")
+    assert main(["test", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert "✓ fine" in said and "1 passed, 0 failed" in said and "places were come to by no test" in said
+    assert main(["test", str(root), "--strict"]) == 1
+    capsys.readouterr()
+    assert main(["test", str(root), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["campaigns"][0]["tests"][0]["passed"] is True
+    assert main(["test", str(root), "--campaign", "onboarding/none"]) == 2
+    (root / "onboarding/welcome/tests.yaml").write_text("tests:\n  - {name: bad, expect: [{mail: hello}]}\n", "utf-8")
+    assert main(["test", str(root)]) == 1
+    assert "✗ bad" in capsys.readouterr().out
