@@ -27,7 +27,7 @@ channels: {crm: The CRM}
 caps: [{topic: product, per: person, at_most: 2, within: 3d}, {per: account, at_most: 4, within: 1d}]
 """
 )
-EVENTS = ("go", "go again", "report_shared", "setup_completed", "logged_in")
+EVENTS = ("go", "go", "go", "go again", "report_shared", "setup_completed", "logged_in")
 CONDITIONS = (
     'account.traits.plan == "pro"',
     "milestone.first_value.reached",
@@ -35,7 +35,7 @@ CONDITIONS = (
     "contact.traits.title is missing",
 )
 TRIGGERS: tuple[dict[str, Any], ...] = (
-    {"event": "go"},
+    *[{"event": "go"}] * 6,
     {"event": "go again"},
     {"milestone": "first_value"},
     {"milestone_overdue": "first_value"},
@@ -114,7 +114,12 @@ def campaigns(draw: Any) -> dict[str, Any]:
 
 @st.composite
 def histories(draw: Any) -> list[Posted]:
-    found = []
+    ada, ben = ({"email": f"{who}@example.com", "roles": [role]} for who, role in (("ada", "admin"), ("ben", "user")))
+    found = [
+        Posted("ada", "identify", "identify", "acorn", "ada", ada, START, START),
+        Posted("ben", "identify", "identify", "birch", "ben", ben, START, START),
+        Posted("go", "track", "go", "acorn", "ada", {}, START, START),
+    ]
     moments = draw(st.lists(st.integers(0, 60 * 24 * 30), min_size=3, max_size=25))
     for number, minutes in enumerate(sorted(moments)):
         at = START + timedelta(minutes=minutes)
