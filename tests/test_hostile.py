@@ -172,7 +172,7 @@ def test_templates(tmp_path, name):
     source, line, column, said = TEMPLATES[name]
     problems = quickly(folder(tmp_path, mail=source))
     mine = [one for one in problems if one.file == f"{KEY}/hello.mjml" and one.line == line and said in one.message]
-    assert mine and column in (None, mine[0].column), problems
+    assert any(column in (None, one.column) for one in mine), problems
 
 
 @pytest.mark.parametrize(
