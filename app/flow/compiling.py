@@ -132,9 +132,10 @@ def _run(jobs: Sequence[Job], blocks: Mapping[str, str], limits: Limits) -> tupl
     try:
         answers: list[Done] = []
         lines = _lines(child, limits)
+        if next(lines, None) is None:
+            return answers, "was not compiled: the compiler could not be started"
         for line in lines:
-            if line != b"ready":
-                answers.append(_done(json.loads(line)))
+            answers.append(_done(json.loads(line)))
             if len(answers) == len(jobs):
                 return answers, ""
         return answers, _why(child, limits)
