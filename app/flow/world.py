@@ -187,6 +187,7 @@ class World:
         self._holds: dict[tuple[str | None, str | None], list[_Hold]] = defaultdict(list)  # by account or contact
         self._aliases: dict[str, str] = {}
         self._seen: dict[str, int] = {}  # contact → day
+        self._late: dict[str, datetime] = {}  # contact → last seen, where `_contacts` does not know it yet
         self._asked: dict[str, datetime] = {}  # contact → latest survey
         self._by_person: dict[str, dict[UUID, Place]] = defaultdict(dict)
         self._by_account: dict[str, dict[UUID, Place]] = defaultdict(dict)
@@ -248,7 +249,7 @@ class World:
         """What is in force from now on. Versions that `book` does not know are kept for those inside them (invariant 7)."""
         self.book = replace(book, versions={**self.book.versions, **book.versions})
         for home in self._homes.values():
-            home.stale = True
+            home.uncounted.update(book.lifecycle.usage)
         for entry in self._frozen:
             heappush(self._agenda, entry)
         self._frozen.clear()
@@ -271,8 +272,8 @@ class World:
         """Goes on until nothing is left up to and including `until`. May be called again with a later time, and the same time changes
         nothing."""
         if self.every is None:
-            while (at := self._next_at()) is not None and at <= until:
-                self._look(at)
+            while self._step(until):
+                pass
         else:
             while (at := self._next_at()) is not None:
                 tick = max(self._tick(at), self._tick(self.now) if self.now else EPOCH)
@@ -280,40 +281,67 @@ class World:
                     break
                 self._look(tick)
 
+    def _step(self, until: datetime) -> bool:
+        """The next thing that happens, up to `until`; False when there is none. At one instant: changes, then occurrences, then mail."""
+        occurs = self._occurs_at()
+        changes, leaves = self._changes, self._outgoing[0][0] if self._outgoing else None
+        if changes and (occurs is None or changes[0][0] <= occurs) and (leaves is None or changes[0][0] <= leaves):
+            at = changes[0][0]
+        elif occurs is not None and (leaves is None or occurs <= leaves):
+            at = occurs
+        elif leaves is not None:
+            at = leaves
+        else:
+            return False
+        if at > until:
+            return False
+        if self.now is None or self.now < at:
+            self.now = at
+        if changes and at == changes[0][0]:
+            self._take_change()
+        elif at == occurs:
+            self._take_occurrence()
+        else:
+            self._deliver(self.now)
+        return True
+
     def _look(self, now: datetime) -> None:
         """Everything up to `now`, by what holds then."""
         self.now = now
         while self._changes and self._changes[0][0] <= now:
-            at, _, change, arguments = heappop(self._changes)
-            change(at, *arguments)
+            self._take_change()
         while True:
-            for occurrence in self._occurrences(now):
-                if isinstance(occurrence, Posted):
-                    self._take_event(occurrence)
-                else:
-                    self._take_timer(*occurrence)
+            while (at := self._occurs_at()) is not None and at <= now:
+                self._take_occurrence()
             if not self._outgoing or self._outgoing[0][0] > now:
                 return
             self._deliver(now)
 
-    def _occurrences(self, now: datetime) -> Iterator[Posted | tuple[str, Timer]]:
-        while True:
-            if not self._sorted:
-                self._inbox.sort(key=lambda one: one[:2], reverse=True)
-                self._sorted = True
-            inbox, agenda = self._inbox, self._agenda
-            if inbox and (not agenda or (inbox[-1][0], 0, inbox[-1][1]) < agenda[0][:3]):
-                if inbox[-1][0] > now:
-                    return
-                yield inbox.pop()[2]
-            elif agenda and agenda[0][0] <= now:
-                entry = heappop(agenda)
-                if entry[1] == 0:
-                    yield entry[3]
-                elif (timer := self._timer(entry)) is not None:
-                    yield timer
-            else:
-                return
+    def _occurs_at(self) -> datetime | None:
+        """When the next occurrence is."""
+        if not self._sorted:
+            self._inbox.sort(key=lambda one: one[:2], reverse=True)
+            self._sorted = True
+        inbox, agenda = self._inbox, self._agenda
+        if inbox:
+            at = inbox[-1][0]
+            return at if not agenda or at <= agenda[0][0] else agenda[0][0]
+        return agenda[0][0] if agenda else None
+
+    def _take_change(self) -> None:
+        at, _, change, arguments = heappop(self._changes)
+        change(at, *arguments)
+
+    def _take_occurrence(self) -> None:
+        inbox, agenda = self._inbox, self._agenda
+        if inbox and (not agenda or inbox[-1][0] < agenda[0][0] or (inbox[-1][0], 0, inbox[-1][1]) < agenda[0][:3]):
+            self._take_event(inbox.pop()[2])
+            return
+        entry = heappop(agenda)
+        if entry[1] == 0:
+            self._take_event(entry[3])
+        elif (timer := self._timer(entry)) is not None:
+            self._react(self._homes[timer[0]], timer[1], None)
 
     def _timer(self, entry: tuple) -> tuple[str, Timer] | None:
         """The timer, unless another has taken its place, or its campaign is paused."""
@@ -329,12 +357,9 @@ class World:
         return key, Timer(at, ident, self.now)
 
     def _next_at(self) -> datetime | None:
-        if not self._sorted:
-            self._inbox.sort(key=lambda one: one[:2], reverse=True)
-            self._sorted = True
-        heads = [heap[0][0] for heap in (self._agenda, self._outgoing, self._changes) if heap]
-        if self._inbox:
-            heads.append(self._inbox[-1][0])
+        heads = [heap[0][0] for heap in (self._outgoing, self._changes) if heap]
+        if (at := self._occurs_at()) is not None:
+            heads.append(at)
         at = min(heads, default=None)
         return at if at is None or self.now is None else max(at, self.now)
 
@@ -362,14 +387,11 @@ class World:
                 self._alone(event, len(accounts))
         if key is not None:
             home = self._homes.get(key) or self._make(key, event.received_at)
-            self._react(home, event, self._contacts[contact] if speaks else None)
+            self._react(home, event, self._stranger(contact) if speaks else None)
             if one.kind == "track" and contact is not None and one.mark is None:
                 self._saw(contact, event.occurred_at)
         if one.kind == "alias":
             self._join(str(one.properties.get("previous_id") or ""), contact)
-
-    def _take_timer(self, key: str, timer: Timer) -> None:
-        self._react(self._homes[key], timer, None)
 
     def _react(self, home: _Home, occurrence: Event | Timer, stranger: Contact | None) -> None:
         book = self.book
@@ -378,7 +400,7 @@ class World:
             reaction = journey.react(book, bare, occurrence)
             if reaction.account is bare and not (reaction.enrollments or reaction.decisions or reaction.derived or reaction.stages):
                 if reaction.usage:
-                    self._use(home, occurrence, reaction)
+                    self._use(home, occurrence, reaction, True)
                 return
             # Something follows after all, and may be decided only by everything that is known.
         before = self._whole(home)
@@ -393,7 +415,7 @@ class World:
             after = replace(after, past=tuple(latest.values()))
         home.set(after)
         if reaction.usage:
-            self._use(home, occurrence, reaction)
+            self._use(home, occurrence, reaction, bool(reaction.derived))
         if after.contacts is not before.contacts:
             for one in after.contacts.values():
                 if before.contacts.get(one.key) is not one:
@@ -421,7 +443,7 @@ class World:
     def _alone(self, event: Event, memberships: int) -> None:
         """An event of a contact that belongs to no account, or to several, and does not say which."""
         if event.kind == "identify":
-            self._changed(contact_values(self._contacts[event.contact], event))
+            self._changed(contact_values(self._stranger(event.contact), event))
         elif event.kind == "track":
             evidence = {"event": event.name, "message_id": event.message_id, "contact": event.contact, "memberships": memberships}
             said = Decision("trigger", "no", "account_ambiguous", event.at, contact=event.contact, evidence=evidence)
@@ -430,34 +452,55 @@ class World:
     # Accounts and people ----------------------------------------------------------------------------------------------
 
     def _make(self, key: str, at: datetime) -> _Home:
-        home = self._homes[key] = _Home(key, Account(key, self._row(), created_at=at))
+        home = self._homes[key] = _Home(key, Account(key, self._row(), created_at=at), self.book.lifecycle.usage)
         if (held := self._held_by(key, None)) is not None:
             home.set(replace(home.account, held=held))
         return home
 
     def _whole(self, home: _Home) -> Account:
-        """The account with its usage as it is now."""
-        if home.stale:
-            since = ((self.now or EPOCH).date() - USAGE_KEPT).toordinal() if self.now else 0
-            home.refresh(self.book.lifecycle.usage, since)
+        """The account with its usage, and its people as they were last seen."""
+        if home.unseen or home.uncounted:
+            account = home.account
+            usage, contacts = account.usage, account.contacts
+            if home.uncounted:
+                since = self.now.toordinal() - USAGE_KEPT.days if self.now else 0
+                usage = home.counted(self.book.lifecycle.usage, since)
+            if home.unseen:
+                contacts = dict(contacts)
+                for key in home.unseen:
+                    if (known := contacts.get(key)) is not None:
+                        contacts[key] = replace(known, last_seen_at=self._stranger(key).last_seen_at)
+                home.unseen.clear()
+            home.account = replace(account, usage=usage, contacts=contacts)
         return home.account
 
-    def _use(self, home: _Home, occurrence: Event, reaction: Reaction) -> None:
+    def _use(self, home: _Home, occurrence: Event, reaction: Reaction, uncounted: bool) -> None:
+        """Counts the occurrence; `uncounted` says that the facts of the account do not have it yet."""
         at = occurrence.occurred_at
-        day = at.astimezone(UTC).toordinal()
+        day = (at if at.tzinfo is UTC else at.astimezone(UTC)).toordinal()
         for metric in reaction.usage:
             spec = self.book.lifecycle.usage.get(metric)
             home.count(metric, day, at, occurrence.contact if spec is not None and spec.contacts else None)
+            if uncounted:
+                home.uncounted.add(metric)
 
     def _saw(self, contact: str, at: datetime) -> None:
-        """When a contact was last seen is kept to the day."""
+        """When a contact was last seen is kept to the day; the facts learn it when somebody wants to know."""
         known = self._contacts.get(contact)
         day = at.toordinal()
         if known is None or self._seen.get(contact, 0) >= day:
             return
         self._seen[contact] = day
         if known.last_seen_at is None or known.last_seen_at.toordinal() < day:
-            self._changed(replace(known, last_seen_at=at))
+            self._late[contact] = at
+            for account in self._members.get(contact, ()):
+                self._homes[account].unseen.add(contact)
+
+    def _stranger(self, key: str) -> Contact:
+        """The contact as everybody knows it."""
+        if (at := self._late.pop(key, None)) is not None:
+            self._contacts[key] = replace(self._contacts[key], last_seen_at=at)
+        return self._contacts[key]
 
     def _learnt(self, account: str, one: Contact) -> None:
         """A contact that an account has told of: known so to all accounts it belongs to."""
@@ -493,7 +536,8 @@ class World:
         self._aliases.setdefault(previous, contact)
         if previous not in self._contacts or contact in self._contacts:
             return
-        stranger = replace(self._contacts.pop(previous), key=contact)
+        stranger = replace(self._stranger(previous), key=contact)
+        del self._contacts[previous]
         self._contacts[contact] = stranger
         if stranger.person:
             self._persons[stranger.person].pop(previous, None)
@@ -526,7 +570,7 @@ class World:
         if held.account is not None and (home := self._homes.get(held.account)):
             home.set(replace(home.account, held=self._held_by(held.account, None)))
         elif held.contact is not None and held.contact in self._contacts:
-            self._changed(self._contacts[held.contact])
+            self._changed(self._stranger(held.contact))
 
     def _released(self, at: datetime, held: _Hold) -> None:
         self._held(at, held, False)
@@ -548,7 +592,7 @@ class World:
         known = self._closed.get(person, frozenset())
         self._closed[person] = known | {scope} if closed else known - {scope}
         for contact in list(self._persons.get(person, ())):
-            self._changed(self._contacts[contact])
+            self._changed(self._stranger(contact))
 
     # Mail -------------------------------------------------------------------------------------------------------------
 
@@ -821,55 +865,62 @@ class _Hold:
 
 
 class _Home:
-    """One account: the facts as rules take them, and the usage as it is counted. `bare` is the account without what only decisions
-    need; `stale` says that the usage of `account` is older than the counts."""
+    """One account: the facts as rules take them, and the usage as it is counted.
 
-    __slots__ = ("account", "bare", "counts", "due_at", "key", "lasts", "people", "stale")
+    `bare` is the account without what only decisions need. `uncounted` are the metrics, `unseen` the contacts, of which `account` does
+    not know the latest yet.
+    """
 
-    def __init__(self, key: str, account: Account):
+    __slots__ = ("account", "bare", "counts", "due_at", "key", "lasts", "people", "uncounted", "unseen")
+
+    def __init__(self, key: str, account: Account, metrics: Iterable[str]):
         self.key = key
         self.account = account
         self.bare: Account | None = None
-        self.stale = True
         self.due_at: datetime | None = None
-        self.counts: dict[str, list[list[int]]] = {}  # by metric: [day, count], the newest last
+        self.counts: dict[str, list[tuple[int, int]]] = {}  # by metric: (day, count), the newest first
         self.lasts: dict[str, datetime] = {}
         self.people: dict[str, dict[tuple[int, str], None]] = {}
+        self.uncounted = set(metrics)
+        self.unseen: set[str] = set()
 
     def set(self, account: Account) -> None:
-        self.account = account
-        self.bare = None
+        before, self.account = self.account, account
+        if self.bare is not None and not all(getattr(before, name) is getattr(account, name) for name in _OF_BARE):
+            self.bare = None
 
     def strip(self) -> Account:
         self.bare = replace(self.account, contacts=EMPTY, usage=EMPTY, past=())
         return self.bare
 
     def count(self, metric: str, day: int, at: datetime, contact: str | None) -> None:
-        self.stale = True
         days = self.counts.setdefault(metric, [])
-        if days and days[-1][0] == day:
-            days[-1][1] += 1
-        elif not days or days[-1][0] < day:
-            days.append([day, 1])
+        if days and days[0][0] == day:
+            days[0] = (day, days[0][1] + 1)
+        elif not days or days[0][0] < day:
+            days.insert(0, (day, 1))
         else:
-            place = bisect_left(days, [day])
-            if days[place][0] == day:
-                days[place][1] += 1
+            place = bisect_left(days, -day, key=lambda one: -one[0])
+            if place < len(days) and days[place][0] == day:
+                days[place] = (day, days[place][1] + 1)
             else:
-                days.insert(place, [day, 1])
+                days.insert(place, (day, 1))
         if (last := self.lasts.get(metric)) is None or last < at:
             self.lasts[metric] = at
         if contact is not None:
             self.people.setdefault(metric, {})[day, contact] = None
 
-    def refresh(self, metrics: Iterable[str], since: int) -> None:
-        usage = {}
-        for metric in metrics:
-            days = tuple((day, count) for day, count in reversed(self.counts.get(metric, ())) if day > since)
+    def counted(self, metrics: Iterable[str], since: int) -> dict[str, Usage]:
+        """The usage of all metrics after the day `since`."""
+        usage = {metric: known for metric in metrics if (known := self.account.usage.get(metric)) is not None}
+        for metric in self.uncounted:
+            days = self.counts.get(metric, [])
+            while days and days[-1][0] <= since:
+                days.pop()
             people = tuple(one for one in self.people.get(metric, ()) if one[0] > since)
-            usage[metric] = Usage(days, self.lasts[metric] if days else None, people)
-        self.account = replace(self.account, usage=usage)
-        self.stale = False
+            usage[metric] = Usage(tuple(days), self.lasts[metric] if days else None, people)
+        self.uncounted.clear()
+        return usage
 
     def rename(self, previous: str, contact: str) -> None:
         account = self.account
@@ -884,6 +935,10 @@ class _Home:
                 past=tuple(replace(one, contact=contact) if one.contact == previous else one for one in account.past),
             )
         )
+
+
+# What of an account `needs` and the rules look at before anything is decided. Equal values may be different objects: that costs a copy.
+_OF_BARE = ("clocks", "traits", "stage", "milestones", "health", "enrollments", "candidates", "held", "created_at")
 
 
 def _said(letter: Letter, verdict: str, reason: str, now: datetime, gate: str, evidence: Mapping[str, Any]) -> Decision:

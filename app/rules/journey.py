@@ -10,6 +10,7 @@ once, at most 8 deep (DESIGN.md 4).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from app.rules import identity
 from app.rules.agenda import fall_overdue, next_look, stage_mark, stage_over_at
@@ -52,11 +53,19 @@ def react(book: Book, account: Account, occurrence: Occurrence) -> Reaction:
 def finish(turn: Turn) -> Reaction:
     account = turn.account
     if turn.changed or turn.looked or account is not turn.before:
-        past = (*account.past, *turn.past) if turn.past else account.past
-        turn.account = account = replace(account, enrollments=tuple(turn.active.values()), past=past)
+        after: dict[str, Any] = {}
+        if turn.changed:
+            after["enrollments"] = tuple(turn.active.values())
+        if turn.past:
+            after["past"] = (*account.past, *turn.past)
         # A look that is due and has not been taken is not put off by what happens at the same instant.
         due = account.due_at
-        account = replace(account, due_at=due if due is not None and due <= turn.now and not turn.looked else next_look(turn))
+        if due is None or due > turn.now or turn.looked:
+            due = next_look(turn)
+        if due != account.due_at:
+            after["due_at"] = due
+        if after:
+            account = replace(account, **after)
     return Reaction(
         account=account,
         enrollments=tuple(turn.changed.values()),
