@@ -8,7 +8,7 @@ from math import ceil
 
 from app.rules.facts import Milestone
 from app.rules.turn import Turn
-from app.rules.watching import dates_due
+from app.rules.watching import next_date
 
 DAY = timedelta(days=1)
 
@@ -19,29 +19,33 @@ def next_look(turn: Turn) -> datetime:
     account = turn.account
     since = account.created_at or turn.now
     moments = [since + max(1, ceil((turn.now - since) / DAY + 1e-9)) * DAY]
-    moments += [due for name in turn.book.milestone_rules if (due := overdue_at(turn, name)) is not None]
     moments += [datetime.fromisoformat(candidate["expires_at"]) for candidate in account.candidates]
-    if (due := stage_over_at(turn)) is not None:
-        moments.append(due)
-    # What has passed already is looked at at once, not in the past.
-    moments += [max(due, turn.now) for *_, due, _ in dates_due(turn)]
+    moments += [due for due in (next_overdue(turn), stage_over_at(turn), next_date(turn)) if due is not None]
     return min(moments)
 
 
-def overdue_at(turn: Turn, name: str) -> datetime | None:
-    """When the milestone falls overdue; None when it is reached, overdue already or has no expected time."""
-    span = turn.book.milestone_rules[name].expected_within
+def next_overdue(turn: Turn) -> datetime | None:
+    """When the next milestone falls overdue; None when all that have an expected time are reached or overdue already."""
+    if turn.account.created_at is not None:
+        for span, name in turn.book.expected:
+            if still_expected(turn, name):
+                return turn.account.created_at + span
+    return None
+
+
+def still_expected(turn: Turn, name: str) -> bool:
     known = turn.account.milestones.get(name)
-    if span is None or turn.account.created_at is None or (known and (known.reached_at or known.overdue_at)):
-        return None
-    return turn.account.created_at + span
+    return known is None or not (known.reached_at or known.overdue_at)
 
 
 def fall_overdue(turn: Turn) -> None:
     """The milestones whose time is up."""
-    for name in turn.book.milestone_rules:
-        due = overdue_at(turn, name)
-        if due is not None and due <= turn.now:
+    since = turn.account.created_at
+    for span, name in turn.book.expected if since is not None else ():
+        due = since + span
+        if due > turn.now:
+            return
+        if still_expected(turn, name):
             turn.set_milestone(name, replace(turn.account.milestones.get(name, Milestone()), overdue_at=due))
             turn.derive("nurture.milestone_overdue", f"overdue:{turn.account.key}:{name}", {"milestone": name}, at=due)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from app.rules.conditions import Condition, Schema, compile_condition, paths_in
+from app.rules.conditions import Condition, Getter, Schema, compile_condition, paths_in, reader
 from app.rules.definition import MAIL_KINDS, Campaign, WaitForSpec, goal_source, kind_of, walk
 from app.rules.lifecycle import Cap, Lifecycle
 from app.rules.triggers import DateTrigger, InactiveTrigger, UsageTrigger, UtilizationTrigger, listened
@@ -114,10 +114,20 @@ class StageRule:
 
 
 @dataclass(frozen=True, slots=True)
+class DateWatch:
+    """A field whose dates are watched. It is read once for all the watches: `offsets` are (offset, key of the watch, spec), the smallest
+    first, so that whoever looks for the next moment need not look further than that."""
+
+    read: Getter
+    of_contacts: bool
+    offsets: tuple[tuple[timedelta, str, DateTrigger], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Watches:
     """What time passing and values changing are watched for: what the triggers of live and shadow campaigns ask, each once, by key."""
 
-    dates: Mapping[str, DateTrigger]
+    dates: tuple[DateWatch, ...]
     usages: Mapping[str, UsageTrigger]
     utilizations: Mapping[str, UtilizationTrigger]
     inactives: Mapping[str, InactiveTrigger]
@@ -133,6 +143,7 @@ class Book:
     schema: Schema
     milestones: Mapping[str, tuple[MilestoneRule, ...]]  # by event name
     milestone_rules: Mapping[str, MilestoneRule]
+    expected: tuple[tuple[timedelta, str], ...]  # the milestones with an expected time, the shortest first
     metrics: Mapping[str, tuple[MetricRule, ...]]  # by event name
     stages: Mapping[str, StageRule]
     entering: tuple[StageRule, ...]  # the stages with an `enter_when`
@@ -190,12 +201,13 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
         schema=schema,
         milestones={event: tuple(found) for event, found in milestones.items()},
         milestone_rules=rules,
+        expected=tuple(sorted(((one.expected_within, one.name) for one in rules.values() if one.expected_within), key=lambda one: one[0])),
         metrics={event: tuple(found) for event, found in metrics.items()},
         stages=stages,
         entering=tuple(rule for rule in stages.values() if rule.enter_when is not None),
         standings={standing.key: standing for standing in standings},
         versions=versions,
-        watches=_watches(present),
+        watches=_watches(present, schema),
         triggers={event: tuple(found) for event, found in triggers.items()},
         sets_contacts=any(
             path.startswith("contact.")
@@ -286,14 +298,24 @@ def texts_of(step: Any) -> Iterable[str]:
         yield from (value for value in step.webhook.data.values() if isinstance(value, str))
 
 
-def _watches(versions: list[Version]) -> Watches:
+def _watches(versions: list[Version], schema: Schema) -> Watches:
     specs = [version.campaign.trigger for version in versions]
     return Watches(
-        dates={one.date.key: one.date for one in specs if one.date},
+        dates=_dates({one.date.key: one.date for one in specs if one.date}, schema),
         usages={one.usage.key: one.usage for one in specs if one.usage},
         utilizations={one.utilization.key: one.utilization for one in specs if one.utilization},
         inactives={one.inactive.key: one.inactive for one in specs if one.inactive},
         vacancies={one.watch: one.role_vacant for one in specs if one.role_vacant},
+    )
+
+
+def _dates(specs: Mapping[str, DateTrigger], schema: Schema) -> tuple[DateWatch, ...]:
+    fields: dict[str, list[tuple[timedelta, str, DateTrigger]]] = {}
+    for key, spec in specs.items():
+        fields.setdefault(spec.field, []).append((spec.offset, key, spec))
+    return tuple(
+        DateWatch(reader(tuple(field.split(".")), schema), field.startswith("contact."), tuple(sorted(offsets, key=lambda one: one[0])))
+        for field, offsets in fields.items()
     )
 
 

@@ -151,10 +151,15 @@ def values(scope: Scope, reads: Iterable[str | Path], schema: Schema | None = No
 
 def value_of(path: Path, scope: Scope, schema: Schema | None = None) -> Any:
     """The value at `path`, or MISSING; unknown names read as missing."""
+    return reader(path, schema)(scope)
+
+
+def reader(path: Path, schema: Schema | None = None) -> Getter:
+    """What reads the value at `path` of any scope: `value_of`, where the same path is read many times."""
     try:
-        return _getter(path, schema)(scope)
+        return _getter(path, schema)
     except ConditionError:
-        return MISSING
+        return lambda scope: MISSING
 
 
 # The names -----------------------------------------------------------------------------------------------------------

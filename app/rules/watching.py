@@ -12,10 +12,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from app.rules.conditions import Path, counted, utilization, value_of
+from app.rules.book import DateWatch
+from app.rules.conditions import counted, utilization
 from app.rules.facts import Contact, Scope
 from app.rules.timing import midnight
-from app.rules.triggers import DateTrigger, UsageTrigger
+from app.rules.triggers import UsageTrigger
 from app.rules.turn import Turn
 
 LOOKS_BACK = timedelta(days=3)  # like `trigger_max_age`
@@ -37,34 +38,52 @@ def look_at_people(turn: Turn) -> None:
     _vacancies(turn)
 
 
-def dates_due(turn: Turn) -> Iterator[tuple[str, str, DateTrigger, datetime, Contact | None]]:
-    """Every watched date that is still to be told: (key of the watch, key of what is remembered, spec, moment, contact)."""
-    for key, spec in turn.book.watches.dates.items():
-        path = tuple(spec.field.split("."))
-        if path[0] == "contact":
-            for contact in turn.account.contacts.values():
-                if contact.joined_at is not None and (due := _moment(turn, path, spec, contact)):
-                    yield key, f"{key}@{contact.key}", spec, due, contact
-        elif due := _moment(turn, path, spec, None):
-            yield key, key, spec, due, None
+def next_date(turn: Turn) -> datetime | None:
+    """The next watched date that is still to be told. What has passed already is to be looked at at once, not in the past."""
+    moments = []
+    for watch, contact, value in _dated(turn):
+        for offset, key, _ in watch.offsets:
+            due = _moment(value, offset)
+            if due is None:
+                continue
+            if due > turn.now:
+                moments.append(due)
+                break
+            if turn.account.watched.get(_of(key, contact)) != due.isoformat():
+                return turn.now
+    return min(moments, default=None)
 
 
-def _moment(turn: Turn, path: Path, spec: DateTrigger, contact: Contact | None) -> datetime | None:
-    """When the date plus its offset is; None where it is not known, or was told."""
-    value = value_of(path, Scope(turn.account, turn.now, contact), turn.book.schema)
-    if not isinstance(value, datetime):
-        return None
+def _dated(turn: Turn) -> Iterator[tuple[DateWatch, Contact | None, datetime]]:
+    """Every watched field that holds a date, with whose it is."""
+    for watch in turn.book.watches.dates:
+        for contact in _members(turn, None) if watch.of_contacts else (None,):
+            value = watch.read(Scope(turn.account, turn.now, contact))
+            if isinstance(value, datetime):
+                yield watch, contact, value
+
+
+def _moment(value: datetime, offset: timedelta) -> datetime | None:
     try:
-        due = value + spec.offset
+        return value + offset
     except OverflowError:
         return None
-    told = turn.account.watched.get(f"{spec.key}@{contact.key}" if contact else spec.key)
-    return None if told == due.isoformat() else due
+
+
+def _of(key: str, contact: Contact | None) -> str:
+    """What is remembered of a watch, by contact where it is of contacts."""
+    return f"{key}@{contact.key}" if contact else key
 
 
 def _dates(turn: Turn) -> None:
-    for key, remembered, spec, due, contact in list(dates_due(turn)):
-        if due > turn.now:
+    come = [
+        (key, _of(key, contact), spec, due, contact)
+        for watch, contact, value in _dated(turn)
+        for offset, key, spec in watch.offsets
+        if (due := _moment(value, offset)) is not None and due <= turn.now
+    ]
+    for key, remembered, spec, due, contact in come:
+        if turn.account.watched.get(remembered) == due.isoformat():
             continue
         _remember(turn, remembered, due.isoformat())
         properties = {
