@@ -286,7 +286,7 @@ def test_explain_answers_with_the_decisions(api, seeded):
 
 def test_explain_tells_the_gates_in_order_at_any_moment_of_the_past(api, seeded):
     an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    for path in ("/contacts/u-1-0/explain", f"/accounts/{seeded[0]}/explain"):
+    for path in ("/contacts/u-1-0/explain", f"/accounts/{quote(seeded[0])}/explain"):
         found = api(f"{path}?at={an_hour_ago}").json
         assert found["at"] == an_hour_ago and found["stories"]
         for story in api(path).json["stories"]:

@@ -232,6 +232,7 @@ def about(seconds: float) -> str:
 
 def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     told = because(evidence["because"]) + "." if evidence.get("because") else ""
+    told = "E" + told[1:] if told.startswith("either ") else told
     if reason == "missing" and evidence.get("paths"):
         return "Never set: " + ", ".join(map(str, evidence["paths"])) + "."
     if reason == "not_reached" and evidence.get("here"):
@@ -263,7 +264,7 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
     if reason == "not_published" and evidence.get("published_at"):
         return f"That was {shown(evidence['published_at'])}."
     if reason == "where_failed" and told and evidence.get("where"):
-        return f"It asks for {evidence['where']}; {told}"
+        return f"It asks for {evidence['where']}. {told}"
     if told:
         return told
     if reason == "held" and evidence.get("why"):
