@@ -104,13 +104,18 @@ class Misplaced(ValueError):
 
 
 def nearest(name: object, names: Iterable[str]) -> str | None:
-    """The one of `names` that was most likely meant, if any is near."""
-    word, names = str(name)[:100], list(names)
-    found = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    """The one of `names` that was most likely meant, if any is near; of several equally near, the one that begins alike."""
+    word = str(name)[:100]
+    by_lower = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=3, cutoff=0.6)
     if not found:
-        lower = {one.lower(): one for one in names}
-        found = [lower[one] for one in difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)]
-    return found[0] if found else None
+        return None
+
+    def likeness(one: str) -> tuple[float, int]:
+        alike = next((at for at, (mine, its) in enumerate(zip(word.lower(), one, strict=False)) if mine != its), len(one))
+        return difflib.SequenceMatcher(None, one, word.lower()).ratio(), alike
+
+    return by_lower[max(found, key=likeness)]
 
 
 def share(value: Any) -> float:

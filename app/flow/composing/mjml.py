@@ -137,7 +137,7 @@ class _Builder:
         """What notes a problem at an offset of `file`."""
 
         def here(at: int, problem: str, fix: str | None = None) -> None:
-            self.flaw(_at(file, at), problem, fix)
+            self.flaw(_at(file, at), self.marks.restore(problem, "html"), fix)
 
         return here
 
