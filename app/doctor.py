@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app.config import Settings
 from app.errors import InputError, NotFound
+from app.rules.reasons import sentence
 
 WAITS_TOO_LONG = timedelta(minutes=5)
 CLOCKS_APART = timedelta(seconds=5)
@@ -72,6 +73,7 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
     count = unknown.scalar_one()
     hint = "; whether they arrived is not known, and they are not sent again" if count else ""
     yield Finding("unknown outcomes", not count, f"{count} messages in the last day{hint}")
+    yield from _effects(conn, now)
     parked = conn.execute(
         text("select id, coalesce(account_key, contact_key) as who, error from parked where released_at is null order by id limit 20")
     ).all()
@@ -79,6 +81,19 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
         yield Finding("parked", True, "no occurrence waits for a retry")
     for row in parked:
         yield Finding("parked", False, f"{row.id}: {row.who} waits: {row.error[:120]} (nurture doctor --retry {row.id})")
+
+
+def _effects(conn: Connection, now: datetime) -> Iterator[Finding]:
+    yield _oldest(conn, "alerts, webhooks", "select min(due_at) from effect where state = 'due' and due_at <= :now", now)
+    failed = conn.execute(
+        text(
+            """select payload ->> 'to' as to, reason, count(*) as n from effect
+               where state in ('failed', 'unknown') and settled_at > :since group by 1, 2 order by n desc, 1, 2 limit 20"""
+        ),
+        {"since": now - timedelta(1)},
+    ).all()
+    for row in failed:
+        yield Finding("alerts, webhooks", False, f"{row.n} to {row.to} in the last day: {sentence(row.reason)}")
 
 
 _BEHIND_PARKED = """

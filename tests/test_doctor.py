@@ -13,6 +13,7 @@ from app import doctor
 from app.db import insert_rows
 from app.errors import InputError, NotFound
 from app.models import event_pending, parked
+from tests.cast import Cast
 from tests.conftest import NOW
 
 
@@ -73,3 +74,13 @@ def test_a_redis_and_a_relay_that_are_away_are_problems(settings, engine):
         assert (found["redis"].good, found["relay"].good) == (False, False)
         taken.listen()
         assert examine(replace(away, redis_url=None), engine)["relay"].good
+
+
+def test_alerts_that_failed_are_told_by_channel_and_reason(settings, engine):
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW)
+        person = cast.contact("ada")
+        cast.effect(person, to="team", state="failed", reason="no_channel", settled_at=NOW)
+        cast.effect(person, to="team", step="later", state="due", due_at=NOW - timedelta(hours=1))
+    said = [one.seen for one in doctor.examine(settings, engine, NOW) if one.what == "alerts, webhooks" and not one.good]
+    assert len(said) == 2 and said[0].startswith("the oldest has waited for 3600 s") and said[1].startswith("1 to team in the last day: ")

@@ -61,7 +61,7 @@ class _Scrape:
 
     lock = threading.Lock()
     made: dict[str, tuple[float, bytes]] = {}
-    states: dict[str, tuple[float, dict[str, int]]] = {}
+    states: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
 
     @classmethod
     def latest(cls) -> bytes:
@@ -87,12 +87,15 @@ def _read() -> dict[str, Any]:
         }
 
 
-def _states(conn: Connection) -> dict[str, int]:
-    """Counted over all messages, so less often than the rest: every half minute."""
+def _states(conn: Connection) -> dict[str, dict[str, int]]:
+    """Counted over all messages and effects, so less often than the rest: every half minute."""
     where = here().settings.database_url or ""
     kept = _Scrape.states.get(where)
     if kept is None or time.monotonic() - kept[0] > STATES_KEPT:
-        kept = _Scrape.states[where] = (time.monotonic(), overview.mail_states(conn))
+        kept = _Scrape.states[where] = (
+            time.monotonic(),
+            {"messages": overview.mail_states(conn), "effects": overview.effect_states(conn)},
+        )
     return kept[1]
 
 
@@ -109,6 +112,11 @@ class _Numbers:
             "oldest_pending_event_age_seconds": ("Age of the oldest event that waits", _age(found["now"], found["oldest_pending"])),
             "oldest_due_message_age_seconds": ("How long the oldest message has been due", _age(found["now"], found["oldest_due"])),
             "unknown_messages": ("Messages whose outcome is unknown", found["unknown"]),
+            "oldest_due_effect_age_seconds": (
+                "How long the oldest alert or webhook has been due",
+                _age(found["now"], found["oldest_effect"]),
+            ),
+            "open_tasks": ("Tasks that staff have to do", found["open_tasks"]),
             "parked_occurrences": ("Occurrences that wait for a person", found["parked"]),
             "claimed_messages": ("Messages being sent", found["claimed"]),
             "active_enrollments": ("Enrollments under way", found["active_enrollments"]),
@@ -128,8 +136,12 @@ class _Numbers:
         yield latency
         states = GaugeMetricFamily("nurture_messages", "Messages by state", labels=["state"])
         for state in overview.STATES:
-            states.add_metric([state], found["states"].get(state, 0))
+            states.add_metric([state], found["states"]["messages"].get(state, 0))
         yield states
+        effects = GaugeMetricFamily("nurture_effects", "Alerts and webhooks by state", labels=["state"])
+        for state in overview.EFFECT_STATES:
+            effects.add_metric([state], found["states"]["effects"].get(state, 0))
+        yield effects
         counters = {
             "events_received": ("Events taken, counted by their ids", found["events"]),
             "duplicate_events_refused": ("Events refused as already known", found["doubled"]),

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 DAYS = 7
 STATES = ("due", "claimed", "in_dot", "sent", "unknown", "skipped", "ghosted", "shadow")
+EFFECT_STATES = ("due", "claimed", "done", "unknown", "failed", "ghosted", "shadow")
 
 
 def customers(conn: Connection) -> dict[str, Any]:
@@ -46,6 +47,11 @@ def mail_states(conn: Connection, since: datetime | None = None) -> dict[str, in
     return dict(conn.execute(text(f"select state, count(*) from message {condition} group by 1"), {"since": since}).all())
 
 
+def effect_states(conn: Connection) -> dict[str, int]:
+    """How many alerts and webhooks are in each state."""
+    return dict(conn.execute(text("select state, count(*) from effect group by 1")).all())
+
+
 def trouble(conn: Connection) -> dict[str, Any]:
     """What waits or needs a person: {pending, oldest_pending, waiting, oldest_due, claimed, unknown, parked, dead_workers}."""
     row = conn.execute(
@@ -74,7 +80,9 @@ def measures(conn: Connection) -> dict[str, Any]:
                  (select coalesce(max(id), 0) from decision) as decisions,
                  (select coalesce(max(id), 0) from health_score) as assessments,
                  (select coalesce(max(id), 0) from hit) as hits,
-                 (select count(*) from response) as responses"""
+                 (select count(*) from response) as responses,
+                 (select min(due_at) from effect where state = 'due') as oldest_effect,
+                 (select count(*) from task where state = 'open') as open_tasks"""
         )
     ).one()
     return dict(row._mapping)
