@@ -24,8 +24,8 @@ from app.flow.ingest import TRIGGER_MAX_AGE
 from app.flow.items import ITEM_BYTES, read_items
 from app.flow.world import Letter, Posted, Reply, World
 
-# Own events that no rule derives: assessments, what staff asked for by hand, and mail that came back.
-FACTS = ("nurture.health_changed", "nurture.enroll_requested", "nurture.enrollment_steered", "nurture.email_replied")
+# Own events that no rule derives: assessments, and what staff asked for by hand.
+FACTS = ("nurture.health_changed", "nurture.enroll_requested", "nurture.enrollment_steered")
 CHUNK = 200  # accounts read at once
 LINES = 500  # of a file read at once
 SAME_MOMENT = timedelta(minutes=1)
