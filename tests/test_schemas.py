@@ -18,7 +18,7 @@ from app.flow.checking.yaml import parse
 from app.flow.schemas import FIELDS, FOLDER, MODELS, schema_of, text_of, write
 
 CAMPAIGNS = CODE / "campaigns"
-SHIPPED = [CAMPAIGNS / "lifecycle.yaml", *sorted(CAMPAIGNS.glob("*/*/campaign.yaml"))]
+SHIPPED = [CAMPAIGNS / "lifecycle.yaml", *sorted(CAMPAIGNS.glob("*/*/campaign.yaml")), *sorted(CAMPAIGNS.glob("*/*/tests.yaml"))]
 STEP = {"id": "x", "wait": "1d"}
 
 

@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from app.rules.definition import Campaign
 from app.rules.lifecycle import Lifecycle
-from app.rules.scenario import Scenarios
+from app.rules.scenario import EXPECTATIONS, HAPPENINGS, Scenarios
 from app.rules.triggers import BANDS, KINDS
 
 FOLDER = ".schemas"
@@ -111,6 +111,8 @@ ONE_OF: Mapping[str, tuple[str, ...]] = {
     "UtilizationTrigger": ("above", "below"),
     "HealthTrigger": ("band", "below", "above"),
     "Arm": ("when", "else"),
+    "Happening": HAPPENINGS,
+    "Expectation": EXPECTATIONS,
 }
 # What may be written instead of the whole.
 SHORT: Mapping[str, dict[str, Any]] = {
@@ -286,4 +288,49 @@ FIELDS: Mapping[str, str] = {
     "ContactAdded.roles": "Only with one of these roles.",
     "CampaignTrigger.campaign": "The other campaign's folder, such as onboarding/first-value.",
     "CampaignTrigger.result": "How it ended.",
+    "Scenarios.tests": "The tests of the campaign beside it.",
+    "Scenario.name": "What it shows.",
+    "Scenario.given": "Who it is about.",
+    "Scenario.start": "When it begins; a Monday morning if not given.",
+    "Scenario.events": "What happens, in any order.",
+    "Scenario.along": "Other campaigns that run with it; theirs is not compared.",
+    "Scenario.until": "How long the clock runs.",
+    "Scenario.expect": "What must come, in any order; mails, alerts, tasks and webhooks that are not here must not come.",
+    "Given.account": "The traits that a group event would carry.",
+    "Given.contacts": "Contacts by id, each with the traits of an identify event; roles among them.",
+    "Happening.at": "When.",
+    "Happening.by": "The contact; the first one if none is named.",
+    "Happening.track": "The event with this name comes.",
+    "Happening.properties": "The properties of the event.",
+    "Happening.group": "Traits of the account that come.",
+    "Happening.identify": "Traits of the contact that come.",
+    "Happening.answer": "The contact answers the survey of this step, with a score.",
+    "Happening.score": "The score of the answer.",
+    "Happening.comment": "The comment of the answer.",
+    "Happening.click": "The contact clicks in the mail of this step.",
+    "Happening.bounce": "The mail of this step bounces.",
+    "Happening.unsubscribe": "The contact unsubscribes from the mail of this step.",
+    "Happening.after": "So long after the mail was sent.",
+    "Happening.health": "The health is assessed.",
+    "Happening.hold": "A hold on the account, so long.",
+    "Happening.enroll": "An enrollment by hand.",
+    "Health.score": "0 to 100.",
+    "Health.band": "The band of the score.",
+    "Health.previous_score": "The score before.",
+    "Health.previous_band": "The band before.",
+    "Expectation.mail": "The mail of this step is sent.",
+    "Expectation.skip": "The mail of this step is skipped.",
+    "Expectation.alert": "The alert of this step is made.",
+    "Expectation.task": "The task of this step is made.",
+    "Expectation.webhook": "The webhook of this step is called.",
+    "Expectation.ended": "The enrollment ends: finished, or the reason it left for.",
+    "Expectation.reason": "The ledger gives this reason.",
+    "Expectation.stage": "The account is in this stage in the end.",
+    "Expectation.milestone": "The milestone is reached in the end.",
+    "Expectation.trait": "Traits and their values in the end.",
+    "Expectation.to": "To this contact.",
+    "Expectation.at": "At this time.",
+    "Expectation.subject": "A part of the subject.",
+    "Expectation.text": "A part of the text.",
+    "Expectation.why": "The reason of the skip.",
 }

@@ -5,14 +5,29 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from app.rules.fields import CampaignKey, Duration, Line, Name, Positive, StepId, Strict
 from app.rules.timing import duration
 from app.rules.triggers import BANDS
 
 Key = Annotated[str, Field(min_length=1, max_length=100)]
-When = Annotated[timedelta | datetime, BeforeValidator(lambda value: _when(value))]
+_DATE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
+When = Annotated[
+    timedelta | datetime,
+    BeforeValidator(lambda value: _when(value)),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^((?=\d)(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?|{_DATE})$",
+            "description": "So long after the start, such as 2d4h, or a date such as 2026-03-05 09:00.",
+            "examples": ["3d", "2d4h", "2026-03-05 09:00"],
+        }
+    ),
+]
+Moment = Annotated[
+    datetime, WithJsonSchema({"type": "string", "pattern": f"^{_DATE}$", "description": "A date, such as 2026-03-02 09:00 (UTC)."})
+]
 MONDAY = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 HAPPENINGS = ("track", "group", "identify", "answer", "click", "bounce", "unsubscribe", "health", "hold", "enroll")
 EXPECTATIONS = ("mail", "skip", "alert", "task", "webhook", "ended", "reason", "stage", "milestone", "trait")
@@ -106,7 +121,7 @@ class Scenario(Strict):
 
     name: Line
     given: Given = Given()
-    start: datetime = MONDAY
+    start: Moment = MONDAY
     events: list[Happening] = []
     along: list[CampaignKey] = []
     until: Positive = duration("365d")

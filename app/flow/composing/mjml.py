@@ -137,7 +137,8 @@ class _Builder:
         """What notes a problem at an offset of `file`."""
 
         def here(at: int, problem: str, fix: str | None = None) -> None:
-            self.flaw(_at(file, at), self.marks.restore(problem, "html"), fix)
+            if len(self.problems) < PROBLEM_LIMIT:  # finding the place is what costs
+                self.flaw(_at(file, at), self.marks.restore(problem, "html"), fix)
 
         return here
 
