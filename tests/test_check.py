@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 
+from app.cli import main
 from app.config import CODE
 from app.errors import DefinitionError
 from app.flow.check import check, read
@@ -126,3 +130,71 @@ def test_what_would_go_wrong_in_silence_is_named_with_its_line(tmp_path, wrong, 
     line = lifecycle[: lifecycle.index(right)].count("\n") + 1
     found = problems(tmp_path, lifecycle=lifecycle.replace(right, wrong))
     assert any(one.startswith(f"lifecycle.yaml:{line}:") and said in one for one in found), found
+
+
+def test_programs_and_editors_get_the_same_as_people(tmp_path, capsys):
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD.replace("topic: product", "topic: prodct")})
+    (root / "onboarding/x/old.mjml").write_text("x")
+    assert main(["check", str(root), "--json", "--home", str(tmp_path / "home")]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [{name: row[name] for name in ("file", "line", "column", "rule", "severity", "fix")} for row in rows] == [
+        {"file": "onboarding/x/campaign.yaml", "line": 4, "column": 8, "rule": "name", "severity": "error", "fix": "product"},
+        {"file": "onboarding/x/old.mjml", "line": 1, "column": 1, "rule": "template", "severity": "warning", "fix": None},
+    ]
+    assert main(["check", str(root), "--home", str(tmp_path / "home")]) == 1
+    said = capsys.readouterr().out.splitlines()
+    for row, line in zip(rows, said, strict=True):
+        assert line.startswith(f"{row['file']}:{row['line']}:{row['column']}: ") and row["problem"] in line
+        assert re.fullmatch(r"\S+:\d+:\d+: .+ \[[a-z]+\]", line)
+
+
+def test_warnings_leave_the_exit_code_alone(tmp_path, capsys):
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD})
+    (root / "onboarding/x/old.mjml").write_text("x")
+    assert main(["check", str(root), "--home", str(tmp_path / "home")]) == 0
+    said = capsys.readouterr().out
+    assert "old.mjml:1:1: warning: no step sends this template" in said and "1 campaigns" in said
+    assert len(read(root).folders) == 1
+
+
+def test_problems_of_several_files_come_together_and_each_once(tmp_path):
+    mails = "<mj-section><mj-column><mj-text>{{ brand.nme }}</mj-text></mj-column></mj-section>"
+    second = "  - {id: again, email: again.mjml, subject: Hello}\n"
+    root = write_campaigns(tmp_path / "c", {"onboarding/x": GOOD + second, "onboarding/y": GOOD + "stge: x\n"}, mail=mails)
+    (root / "brand" / "layout.mjml").write_text((root / "brand" / "layout.mjml").read_text().replace("<mj-body", "<mj-bdy", 1))
+    found = [(one.file, one.rule, one.fix) for one in check(root)[1]]
+    assert found[0] == ("brand/layout.mjml", "template", "mj-body")
+    assert found.count(("brand/layout.mjml", "template", "mj-body")) == 1
+    assert ("onboarding/x/hello.mjml", "name", "brand.name") in found and ("onboarding/x/again.mjml", "name", "brand.name") in found
+    assert ("onboarding/y/campaign.yaml", "schema", "stage") in found
+
+
+def test_what_the_brand_leaves_open_is_named_where_it_is_shown(tmp_path):
+    shown = "<mj-section><mj-column>\n<mj-text>{{ brand.app_url }}</mj-text></mj-column></mj-section>"
+    [found] = check(write_campaigns(tmp_path / "c", {"onboarding/x": GOOD}, mail=shown))[1]
+    assert (found.line, found.column) == (2, 13) and "brand.app_url is not set in lifecycle.yaml" in found.message
+    asked = shown.replace("{{ brand.app_url }}", "{% if brand.app_url %}{{ brand.app_url }}{% endif %}")
+    assert check(write_campaigns(tmp_path / "d", {"onboarding/x": GOOD}, mail=asked))[1] == []
+
+
+def test_every_rule_is_in_the_documentation():
+    sources = [CODE / "app/flow/check.py", CODE / "app/flow/audience.py", *(CODE / "app/flow/checking").glob("*.py")]
+    used = set()
+    for path in sources:
+        text = path.read_text("utf-8")
+        used |= set(re.findall(r'\b(?:problem|warn)\(\s*"([a-z]+)"', text))
+        used |= set(re.findall(r'\bProblem\([^"]*?,\s*"([a-z]+)"', text))
+    table = re.findall(r"^\| `([a-z]+)` \|", (CODE / "docs/check.md").read_text("utf-8"), re.M)
+    assert set(table) == used and len(used) >= 12
+
+
+def test_checking_costs_little(tmp_path):
+    """A folder of a hundred campaigns, all templates new: well under what one waits for."""
+    campaigns = {f"onboarding/c{number}": GOOD.replace("hello.mjml", f"hello{number}.mjml") for number in range(100)}
+    root = write_campaigns(tmp_path / "c", campaigns)
+    for number, path in enumerate(sorted(root.glob("*/*/*.mjml"))):
+        path.write_text(path.read_text().replace("Hello", f"Hello {number}"))
+    begun = sum(os.times()[:4])
+    found, wrong = check(root)
+    assert not wrong and len(found.folders) == 100
+    assert sum(os.times()[:4]) - begun < 5
