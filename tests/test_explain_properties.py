@@ -86,6 +86,7 @@ def said(of: Story | Letter) -> tuple[str, str, str] | None:
     return shut and (shut.gate, shut.verdict, shut.reason)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [11, 21])
 def test_invariant_8_every_no_has_a_reason_stored_or_recomputed_exactly(engine, settings, tmp_path, seed):
     root = twins.write_folder(tmp_path / "campaigns")
