@@ -26,6 +26,8 @@ from tests.cast import Cast
 from tests.conftest import NOW
 from tests.faulty_smtp import FaultySmtp
 from tests.hooks import Hooks
+from tests.stories import LIFECYCLE, START, group, post, publish_campaigns, track
+from tests.stories import run as advance
 
 
 @pytest.fixture
@@ -279,6 +281,44 @@ def test_many_effects_are_each_done_once_by_two_runs_at_a_time(desk):
             taken = sum(two.map(lambda _: desk.run(), range(2)))
         assert taken == 40
         assert len(set(server.sent("webhook-id"))) == len(server.requests) == 40
+
+
+STAFF = """
+name: Staff
+stage: onboarding
+topic: product
+{more}
+trigger: {{event: signed_up}}
+steps:
+  - {{id: tell, alert: {{to: owner, text: "{{{{ account.name }}}} signed up, {{{{ account.traits.plan }}}}"}}}}
+  - {{id: call, task: {{title: "Call {{{{ account.name }}}}", due: 2d}}}}
+  - {{id: crm, webhook: {{to: crm, data: {{seats: "{{{{ account.seats }}}}"}}}}}}
+"""
+
+
+@pytest.mark.parametrize(("more", "kept"), [("", None), ("mode: shadow", "shadow"), ("holdout: 99.9999%", "ghosted")])
+def test_what_a_campaign_tells_staff(engine, settings, tmp_path, more, kept):
+    """From the event to the relay and the webhook; a shadow and a held-out account tell nobody."""
+    lifecycle = LIFECYCLE + "channels: {crm: The CRM}\n"
+    publish_campaigns(engine, tmp_path / "campaigns", {"onboarding/staff": STAFF.format(more=more)}, lifecycle=lifecycle)
+    post(engine, group(name="Acorn", seats=12, owner={"name": "Olu Owner", "email": "olu@example.com"}), track("signed_up"))
+    transport = MemoryTransport()
+    with Hooks() as server:
+        settings = replace(settings, allow_hosts=frozenset({server.place}))
+        with engine.begin() as conn:
+            set_channel(conn, settings, "crm", "webhook", server.url, START)
+        advance(engine)
+        taken = notify.run(engine, settings, uuid4(), lambda: START, Bells(None), transport=transport)
+        with engine.connect() as conn:
+            states = {row.kind: row.state for row in conn.execute(select(models.effect))}
+            tasks = conn.execute(select(models.task.c.title, models.task.c.state, models.task.c.assignee)).all()
+        if kept:
+            assert taken == 0 and transport.begun == [] and server.requests == []
+            assert states == {"alert": kept, "webhook": kept} and tasks == [("Call Acorn", kept, "olu@example.com")]
+            return
+        assert taken == 2 and states == {"alert": "done", "webhook": "done"} and tasks == [("Call Acorn", "open", "olu@example.com")]
+        assert b"Acorn signed up, " in transport.letters[0].data
+        assert server.bodies[0]["data"]["values"] == {"seats": 12}
 
 
 # Channels ------------------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def test_an_alert_says_to_whom_what_and_about_whom():
     made = payload(alert, account, "First value")
     assert made["to"] == "owner"
     assert made["owner"] == {"name": "Olu Owner", "email": "olu@example.com"}
-    assert made["subject"] == "Acorn: Acorn is stuck"
+    assert made["subject"] == "Acorn is stuck"
+    assert payload(effect("alert", {"to": "owner", "text": "Stuck\nAt setup"}), account, "First value")["subject"] == "Acorn: Stuck"
     assert made["text"] == "Acorn is stuck\nAt setup"
     assert made["about"] == {
         "account": "acorn",

@@ -61,10 +61,11 @@ def task(effect: NewEffect, account: Account) -> dict[str, Any]:
 def _alert(effect: NewEffect, account: Account, campaign: str) -> dict[str, Any]:
     text = fill(effect.spec["text"], effect.values)
     contact = account.contacts.get(effect.contact or "")
+    first, name = text.strip().partition("\n")[0], account.name or account.key
     return {
         "to": effect.spec["to"],
         "owner": {"name": account.owner_name, "email": account.owner_email},
-        "subject": _short(one_line(f"{account.name or account.key}: {text.strip().partition(chr(10))[0]}"), SUBJECT_LIMIT),
+        "subject": _short(one_line(first if name in first else f"{name}: {first}"), SUBJECT_LIMIT),
         "text": text,
         "about": {
             "account": account.key,
