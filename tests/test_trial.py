@@ -129,6 +129,21 @@ def test_what_no_test_comes_to_is_named(tmp_path):
     }
 
 
+def test_a_goal_and_a_condition_for_leaving_want_a_test_too(tmp_path):
+    campaign = CAMPAIGN.replace("goal: {event: done}", 'goal: {event: done}\nexit_when: account.traits.plan == "none"')
+    only = "tests:\n  - {name: a, events: [{track: signed_up}], until: 1h, expect: [{mail: hello}]}\n"
+    left = (
+        only + "  - {name: b, events: [{track: signed_up}, {at: 1h, group: {plan: none}}], expect: [{mail: hello}, {ended: exit_when}]}\n"
+    )
+    met = left + "  - {name: c, events: [{track: signed_up}, {at: 1h, track: done}], expect: [{mail: hello}, {ended: goal_met}]}\n"
+    leaving = 'exit_when: account.traits.plan == "none"'
+    for number, (tests, missed) in enumerate(((only, {"goal, met", leaving}), (left, {"goal, met"}), (met, set()))):
+        root = write(tmp_path / str(number), tests, campaign)
+        [trial], problems = trials(root)
+        assert problems == [] and [one.differences for one in trial.results if not one.passed] == []
+        assert {place for place in trial.missed if place.startswith(("goal", "exit"))} == missed
+
+
 @pytest.mark.parametrize(
     ("tests", "line", "problem"),
     [
@@ -139,6 +154,14 @@ def test_what_no_test_comes_to_is_named(tmp_path):
         ("tests:\n  - name: a\n    events: [{at: soon, track: x}]\n", 3, "'soon' is no time"),
         ("tests:\n  - name: a\n    events: [{answer: hello}]\n", 3, "an answer has a step and a score"),
         ("tests:\n  - name: a\n    events: [{}]\n", 3, "exactly one thing happens"),
+        ("tests:\n  - name: a\n    expect: [{stage: onbording}]\n", 3, "there is no stage onbording"),
+        ("tests:\n  - name: a\n    expect: [{milestone: nonsense}]\n", 3, "there is no milestone nonsense"),
+        ("tests:\n  - name: a\n    expect: [{reason: goal_mat}]\n", 3, "there is no reason goal_mat"),
+        ("tests:\n  - name: a\n    expect: [{skip: hello, why: missing_valu}]\n", 3, "there is no reason missing_valu"),
+        ('tests:\n  - name: a\n    start: "9999-12-31 00:00"\n', 3, "is too far away"),
+        ('tests:\n  - name: a\n    start: "0001-01-01 00:00"\n', 3, "is too far away"),
+        ('tests:\n  - name: a\n    events: [{at: "9999-12-31 23:59", track: x}]\n', 3, "is too far away"),
+        ("tests:\n  - name: a\n    until: 9999w\n", 3, "a test lasts at most 3660d"),
         ("tests: 7\n", 1, "tests"),
         ("tests:\n  - name: [\n", 3, ""),
         ("a: &a [*a]\n", 1, ""),

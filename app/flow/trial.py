@@ -1,7 +1,7 @@
 """Unit tests of campaigns: a `tests.yaml` beside a campaign, run on the virtual clock by the engine itself, with its mails written.
 
 Needs no database and sends nothing. A year takes milliseconds. What no test came to is named: steps, arms of branches and splits, waits
-that were passed or timed out.
+that were passed or timed out, the goal, the condition for leaving.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.rules.book import Book, Node, Version, build_book
 from app.rules.definition import MAIL_KINDS
 from app.rules.facts import NewEffect
 from app.rules.fields import Problem, nearest
-from app.rules.reasons import sentence
+from app.rules.reasons import SENTENCES, sentence
 from app.rules.scenario import Expectation, Happening, Scenario, Scenarios
 from app.rules.triggers import ENROLL_REQUESTED
 
@@ -111,6 +111,8 @@ def _only(book: Book, keys: set[str]) -> Book:
 
 def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, index: int) -> Iterator[Problem]:
     """Names in the test that nothing has."""
+    stages = [stage.name for stage in book.lifecycle.stages]
+    known = {"stage": stages, "milestone": book.lifecycle.milestones, "reason": SENTENCES, "why": SENTENCES}
     for part, ones in (("events", scenario.events), ("expect", scenario.expect)):
         for at, one in enumerate(ones):
             for name in ("answer", "click", "bounce", "unsubscribe", "mail", "skip", "alert", "task", "webhook"):
@@ -118,6 +120,11 @@ def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, inde
                 if step is not None and step not in version.nodes:
                     said = f"{step} is not a step of {version.key}; there are: {', '.join(version.nodes)}"
                     yield places.problem("step", said, ("tests", index, part, at, name), fix=nearest(step, version.nodes))
+            for name, names in known.items():
+                value = getattr(one, name, None)
+                if value is not None and value not in names:
+                    said = f"there is no {name if name != 'why' else 'reason'} {value}"
+                    yield places.problem("name", said, ("tests", index, part, at, name), fix=nearest(value, names))
             whom = getattr(one, "by", None) or getattr(one, "to", None)
             joins = {other.by for other in scenario.events if other.identify is not None}
             if whom is not None and whom not in scenario.given.contacts and whom not in joins:
@@ -341,6 +348,10 @@ def _places(version: Version) -> Iterator[str]:
             if not _ends_it(version, node):
                 yield f"wait_for {step}, passed"
             yield f"wait_for {step}, timed out"
+    if version.campaign.goal is not None:
+        yield "goal, met"
+    if version.campaign.exit_when is not None:
+        yield f"exit_when: {version.campaign.exit_when}"
 
 
 def _ends_it(version: Version, node: Node) -> bool:
@@ -364,6 +375,10 @@ def _reached(world: World, version: Version) -> Iterable[str]:
             yield f"wait_for {one.step}, passed"
         elif one.reason == "timed_out":
             yield f"wait_for {one.step}, timed out"
+        elif one.reason == "goal_met":
+            yield "goal, met"
+        elif one.reason == "exit_when" and one.gate == "exit":
+            yield f"exit_when: {version.campaign.exit_when}"
         elif one.reason in ("exit_step", "set_made"):
             yield f"step {one.step}"
     yield from (f"step {one.step}" for one in world.letters if one.campaign == version.key and one.outcome in SENT)

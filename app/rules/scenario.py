@@ -28,6 +28,9 @@ When = Annotated[
 Moment = Annotated[
     datetime, WithJsonSchema({"type": "string", "pattern": f"^{_DATE}$", "description": "A date, such as 2026-03-02 09:00 (UTC)."})
 ]
+# Dates in which no clock overflows, and a run that is over soon whatever a campaign repeats.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+LONGEST = timedelta(days=3660)
 MONDAY = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 HAPPENINGS = ("track", "group", "identify", "answer", "click", "bounce", "unsubscribe", "health", "hold", "enroll")
 EXPECTATIONS = ("mail", "skip", "alert", "task", "webhook", "ended", "reason", "stage", "milestone", "trait")
@@ -135,6 +138,13 @@ class Scenario(Strict):
             raise ValueError(f"{value!r} is not a date; write it like 2026-03-02 09:00")
         return found
 
+    @field_validator("until")
+    @classmethod
+    def _not_for_ever(cls, value: timedelta) -> timedelta:
+        if value > LONGEST:
+            raise ValueError(f"a test lasts at most {LONGEST.days}d")
+        return value
+
 
 class Scenarios(Strict):
     """A `tests.yaml`."""
@@ -155,9 +165,15 @@ def _when(value: Any) -> timedelta | datetime:
 
 def _date(value: Any) -> datetime | None:
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    try:
-        found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
+        found = value
+    else:
+        try:
+            found = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+    if found is None:
         return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    if not EARLIEST <= found <= LATEST:
+        raise ValueError(f"{value!r} is too far away; dates of tests lie between {EARLIEST.year} and {LATEST.year}")
+    return found
