@@ -6,6 +6,7 @@ that were passed or timed out, the goal, the condition for leaving.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from app.rules.book import Book, Node, Version, build_book
 from app.rules.definition import MAIL_KINDS
 from app.rules.facts import NewEffect
 from app.rules.fields import Problem, nearest
+from app.rules.lifecycle import Lifecycle
 from app.rules.reasons import SENTENCES, sentence
 from app.rules.scenario import Expectation, Happening, Scenario, Scenarios
 from app.rules.triggers import ENROLL_REQUESTED
@@ -98,7 +100,7 @@ def _campaign(root: Path, campaigns: Campaigns, key: str, number: int, compose: 
             problems.extend(wrong)
             if not wrong:
                 trial.results.append(_run(scenario, version, _only(book, {key, *scenario.along}), compose, places, index, reached))
-    every = list(_places(version))
+    every = list(_places(version, book.lifecycle))
     trial.places = len(every)
     trial.missed = [place for place in every if place not in reached]
     return trial
@@ -330,7 +332,7 @@ class _Comparison:
 # What tests came to --------------------------------------------------------------------------------------------------
 
 
-def _places(version: Version) -> Iterator[str]:
+def _places(version: Version, lifecycle: Lifecycle) -> Iterator[str]:
     """Everything a test may come to, in reading order."""
     for step, node in version.nodes.items():
         if node.kind in (*MAIL_KINDS, "alert", "task", "webhook", "set", "exit"):
@@ -350,7 +352,7 @@ def _places(version: Version) -> Iterator[str]:
             yield f"wait_for {step}, timed out"
     if version.campaign.goal is not None:
         yield "goal, met"
-    if version.campaign.exit_when is not None:
+    if version.campaign.exit_when is not None and not _goal_comes_first(version, lifecycle):
         yield f"exit_when: {version.campaign.exit_when}"
 
 
@@ -358,6 +360,22 @@ def _ends_it(version: Version, node: Node) -> bool:
     """Whether what the step waits for is the goal, which ends the enrollment first."""
     goal, spec = version.campaign.goal, node.step.wait_for
     return goal is not None and goal.then == "exit" and spec.milestone is not None and spec.milestone == goal.milestone
+
+
+def _goal_comes_first(version: Version, lifecycle: Lifecycle) -> bool:
+    """Whether the condition for leaving reads only the stage, and every event that ends a stage meets the goal before that is seen."""
+    goal, stages = version.campaign.goal, lifecycle.stages
+    if goal is None or goal.then != "exit" or goal.milestone is None or version.exit_when.roots != {"stage"}:
+        return False
+    if any(stage.enter_when or stage.then == "next" for stage in stages):
+        return False
+    met = lifecycle.milestones[goal.milestone]
+    for source in (stage.exit_when for stage in stages if stage.exit_when):
+        named = re.fullmatch(r"milestone\.(\w+)\.reached", source.strip())
+        ends = lifecycle.milestones.get(named[1]) if named else None
+        if ends is None or (ends.event, ends.where) != (met.event, met.where):
+            return False
+    return True
 
 
 def _reached(world: World, version: Version) -> Iterable[str]:
