@@ -52,6 +52,11 @@ def test_every_step_and_branch_of_the_shipped_campaigns_is_tested():
         assert trial.missed == [], trial.campaign
 
 
+def test_the_shipped_campaigns_pass_strictly(capsys):
+    assert main(["test", str(CODE / "campaigns"), "--strict"]) == 0
+    assert ", 0 failed, in " in capsys.readouterr().out
+
+
 def test_a_difference_says_what_came_instead_and_why(tmp_path):
     root = write(
         tmp_path,
