@@ -26,6 +26,7 @@ from app.rules.fields import nearest
 
 SOURCE_LIMIT = 256 * 1024
 OUTPUT_LIMIT = 512 * 1024
+WORK_LIMIT = 2_000_000  # parts of merge tags that the loops of one text may work out
 NODE_LIMIT = 2_000
 DEPTH_LIMIT = 60
 LOOP_DEPTH = 2
@@ -131,14 +132,39 @@ class Program:
         self._variables = tuple((name, path) for path, name in binder.names.items())
 
     def run(self, data: Mapping[str, Any], links: Any = ()) -> str:
-        """The text for `data`, nested plain values (see `filters.plain`). Raises RenderSkip for a hole, or for more than 512 KB."""
+        """The text for `data`, nested plain values (see `filters.plain`). Raises RenderSkip for a hole, for more than 512 KB, and for loops
+        that would not come to an end in a fraction of a second."""
         variables = {name: _find(data, path) for name, path in self._variables}
         variables["_links"] = links
+        variables["_work"] = [WORK_LIMIT]
         parts = self._root(self._template.new_context(variables))
         text = _capped(parts) if self._loops else "".join(parts)
         if len(text) > OUTPUT_LIMIT:
             raise RenderSkip("too_large", {"limit": OUTPUT_LIMIT})
         return text
+
+
+def _each(value: Any, cost: int, work: list[int]) -> list:
+    """The items of a loop, whose turns cost so much each; `work` is what the text may still cost."""
+    items = each(value)
+    work[0] -= len(items) * cost
+    if work[0] < 0:
+        raise RenderSkip("too_large", {"limit": WORK_LIMIT, "problem": "loops"})
+    return items
+
+
+def _cost(body: Iterable[nodes.Node]) -> int:
+    """What one turn of a loop costs at most: its parts, and more for filters, which look at every letter or item."""
+    todo, cost = list(body), 1
+    while todo:
+        node = todo.pop()
+        cost += _FILTER_COSTS.get(node.name, 20) if isinstance(node, nodes.Filter) else 1
+        todo.extend(node.iter_child_nodes())
+    return cost
+
+
+# A text may have 10 KB and a list 1,000 items.
+_FILTER_COSTS = {"join": 1_000, "urlencode": 1_000, "upper": 200, "lower": 200, "title": 200, "capitalize": 200, "trim": 200, "url": 200}
 
 
 def _capped(parts: Iterator[str]) -> str:
@@ -244,9 +270,9 @@ def _environment(html: bool, holes: bool = False, kind: type[Environment] = _Env
     environment.filters.clear()
     if holes:
         filters = {name: _forgiving(function) for name, function in FILTERS.items()}
-        environment.filters.update(filters, _each=_forgiving(each, list), _shown=show)
+        environment.filters.update(filters, _each=_forgiving(_each, list), _shown=show)
     else:
-        environment.filters.update(FILTERS, _each=each)
+        environment.filters.update(FILTERS, _each=_each)
     environment.tests.clear()
     environment.tests.update(TESTS)
     return environment
@@ -421,7 +447,9 @@ class _Binder:
             return self._bound(node, local)
         if isinstance(node, nodes.For):
             inner = local | {node.target.name, "loop"}
-            node.iter = nodes.Filter(self.bind(node.iter, local), "_each", [], [], None, None, lineno=node.lineno)
+            cost = nodes.Const(_cost((*node.body, *([node.test] if node.test else ()))), lineno=node.lineno)
+            work = nodes.Name("_work", "load", lineno=node.lineno)
+            node.iter = nodes.Filter(self.bind(node.iter, local), "_each", [cost, work], [], None, None, lineno=node.lineno)
             node.body = [self.bind(child, inner) for child in node.body]
             node.test = self.bind(node.test, inner) if node.test else None
             node.else_ = [self.bind(child, local) for child in node.else_]
