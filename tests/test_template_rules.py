@@ -138,6 +138,10 @@ def test_x12_unknown_tags_and_attributes_have_the_nearest_right_name(source, pla
     assert ((found.line, found.column), found.fix) == (place, fix), found
 
 
+def test_a_misspelt_tag_is_one_problem():
+    assert len(problems(section("<mj-txt>Hello <b>you</b></mj-txt>"))) == 1
+
+
 def test_x15_nothing_is_inlined_and_nothing_fetched():
     assert "has no attribute inline" in problems('<mj-style inline="inline">a { color: red }</mj-style>' + text("x"))[0].problem
     assert "@import" in problems("<mj-style>@import url(https://a.example/x.css);</mj-style>" + text("x"))[0].problem

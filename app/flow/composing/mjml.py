@@ -217,7 +217,9 @@ class _Builder:
                 return
             hoist = head is not None and not stack and tag.name in HOISTED
             if not self._fits(tag, "mj-head" if hoist else inside, here):
-                if tag.kind == "open" and tag.name in LEAVES:
+                # What was meant to hold a text is not looked into: its name is the one problem it has.
+                meant = tag.name if tag.name in COMPONENTS else self.near(tag.name, COMPONENTS, "mj-")
+                if tag.kind == "open" and meant in LEAVES:
                     scanner.leaf(tag)
                 elif tag.kind == "open":
                     stack.append((tag.name, tag.start))
