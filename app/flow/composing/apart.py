@@ -38,9 +38,12 @@ def main() -> None:
 
 def answer(job: dict[str, Any], blocks: dict[str, str]) -> dict[str, Any]:
     """What one job comes to: `compiled` or `problems`, and the `names` that its source reads, each with its place."""
-    names = [[list(path), *place] for path, place in check(job["source"]).places.items()]
+    checked = check(job["source"])
+    names = [[list(path), *place] for path, place in checked.places.items()]
     if job["subject"] is None:
         return {"names": names}
+    if checked.flaws:  # compiling would find the same, a second time
+        return {"names": names, "problems": [{"path": job["path"], **asdict(flaw)} for flaw in checked.flaws]}
     try:
         compiled = compile_mail(
             job["source"], job["subject"], path=job["path"], blocks=blocks, survey=job["survey"], question=job["question"]

@@ -28,6 +28,7 @@ SOURCE_LIMIT = 256 * 1024
 OUTPUT_LIMIT = 512 * 1024
 WORK_LIMIT = 2_000_000  # parts of merge tags that the loops of one text may work out
 NODE_LIMIT = 2_000
+TOKEN_LIMIT = 40_000  # more than 2,000 nodes can be made of; parsing more would only cost time
 DEPTH_LIMIT = 60
 LOOP_DEPTH = 2
 HOLE = "–"
@@ -259,7 +260,14 @@ class _Placed(_Environment):
     """Parses only; its nodes know their offset in the source where others know their line."""
 
     def _tokenize(self, source: str, name: str | None, filename: str | None = None, state: str | None = None) -> TokenStream:
-        return TokenStream(self.lexer.wrap(Text(source).tokens(), name, filename), name, filename)
+        return TokenStream(self.lexer.wrap(_few(Text(source).tokens()), name, filename), name, filename)
+
+
+def _few(tokens: Iterator[tuple[int, str, str]]) -> Iterator[tuple[int, str, str]]:
+    for number, token in enumerate(tokens):
+        if number >= TOKEN_LIMIT:
+            raise TemplateSyntaxError(f"more than {TOKEN_LIMIT} words and signs; they may make {NODE_LIMIT} parts", token[0])
+        yield token
 
 
 def _environment(html: bool, holes: bool = False, kind: type[Environment] = _Environment) -> Environment:
