@@ -431,6 +431,16 @@ def test_moments_are_read_by_the_installations_clock(tell):
             read_moment(wrong, known)
 
 
+def test_a_full_cap_says_how_full_and_until_when(tell, settings):
+    tell.lifecycle = LIFECYCLE + "caps: [{per: person, at_most: 1, within: 7d}]\n"
+    tell.campaigns(a__welcome=WELCOME, a__other=WELCOME.replace("name: Welcome", "name: Other\npriority: 90"))
+    tell.happens(*acorn(), track("workspace_created", plan="team"))
+    deliver.run(tell.engine, settings, uuid4(), lambda: START, Bells(None))
+    story = tell.only(campaign="a/welcome")
+    assert story.first_failed == "caps" and verdicts(story)["window"] == "yes" and verdicts(story)["render"] == "not asked"
+    assert "1 of at most 1 for the person within 7 days, the latest a/other/hello; room again 2026-03-09 09:00 UTC." in story.summary
+
+
 # Every code has a sentence -------------------------------------------------------------------------------------------
 
 

@@ -255,6 +255,10 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
         return (
             f"It opens {shown(evidence['until'])} (clock of {evidence.get('zone_of', 'the installation')}: {evidence.get('zone', 'UTC')})."
         )
+    if reason == "capped" and evidence.get("at_most"):
+        within = about(evidence["within_days"] * 86400)
+        said = f"{evidence['at_most']} of at most {evidence['at_most']} for the {evidence['per']} within {within}"
+        return f"{said}, the latest {evidence.get('lost_to')}; room again {shown(evidence.get('until'))}."
     if evidence.get("expires_at"):
         return f"It expired {shown(evidence['expires_at'])}."
     if reason == "in_line" and evidence.get("until"):
