@@ -10,13 +10,14 @@ from app.flow.check import read
 from tests import twins
 
 # 29 February, and the clocks of America and of Europe going forward on two Sundays.
-START, END = datetime(2028, 2, 24, tzinfo=UTC), datetime(2028, 4, 3, tzinfo=UTC)
+START, END = datetime(2028, 2, 26, tzinfo=UTC), datetime(2028, 4, 2, tzinfo=UTC)
 EVERY = timedelta(hours=24)
+SEED = 1
 
 
 @pytest.fixture(scope="module")
 def story():
-    return twins.make_story(24, START, END, every=EVERY, seed=4, events=24)
+    return twins.make_story(18, START, END, every=EVERY, seed=SEED, events=24)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def folders(tmp_path_factory):
     return {caps: twins.write_folder(root / f"caps-{caps}", caps=caps) for caps in (True, False)}
 
 
+@pytest.mark.timeout(300)  # seconds on a busy machine; 12 otherwise
 @pytest.mark.parametrize(("batch", "workers", "caps"), [(1000, 1, True), (7, 4, False), (97, 2, True)])
 def test_invariant_10_simulation_is_the_engine(story, folders, engine, settings, batch, workers, caps):
     world = twins.tell_world(read(folders[caps]), story, END, EVERY, calm=caps)
