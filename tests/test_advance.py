@@ -410,3 +410,15 @@ def test_an_event_of_the_same_instant_puts_no_daily_look_off(engine, tmp_path, b
     post(engine, group(plan="free"), now=at("2d"))
     run(engine, at("50h"), batch=batch)
     assert rows(engine, message, message.c.step_id, message.c.created_at) == [("miss", at("2d"))]
+
+
+@pytest.mark.parametrize("batch", [1000, 1])
+def test_a_late_event_does_not_make_a_contact_seen_earlier(engine, tmp_path, batch):
+    publish_campaigns(engine, tmp_path / "c", {})
+    post(engine, *ADA)
+    run(engine, at("1m"))
+    late = track("logged_in") | {"timestamp": at("2d").isoformat()}
+    post(engine, track("logged_in"), now=at("3d"))
+    post(engine, late, now=at("3d1h"))
+    run(engine, at("3d2h"), batch=batch)
+    assert rows(engine, contact, contact.c.last_seen_at) == [(at("3d"),)]

@@ -67,7 +67,8 @@ class Batch:
         if isinstance(occurrence, Event):
             self.seen[key] = occurrence.received_at
             if occurrence.kind == "track" and occurrence.contact and occurrence.depth == 0 and occurrence.mark is None:
-                self.seen_contacts[occurrence.contact] = occurrence.occurred_at
+                known = self.seen_contacts.get(occurrence.contact, occurrence.occurred_at)
+                self.seen_contacts[occurrence.contact] = max(known, occurrence.occurred_at)
             for metric in reaction.usage:
                 day = occurrence.occurred_at.astimezone(UTC).date()
                 place = (key, metric, day)
