@@ -147,6 +147,14 @@ def test_a_key_contact_who_goes_silent_and_comes_back():
     assert made(done) == ["hello"]
 
 
+def test_being_mailed_is_not_being_seen():
+    book = make_book(f"enrolls: contact\ntrigger: {{inactive: {{role: admin, days: 14}}}}\nsteps: [{MAIL}]")
+    account = make_account(created_at=at("-20d"), contacts=people(person("ada", "admin", joined="-20d", last_seen_at=at("-10d"))))
+    for name in ("nurture.message_settled", "nurture.email_clicked"):
+        account = react(book, account, own(name, "1d", {}, "ada")).account
+    assert account.contacts["ada"].last_seen_at == at("-10d")
+
+
 def test_a_role_falls_vacant():
     book = make_book(f"trigger: {{role_vacant: champion}}\nsteps: [{MAIL}]")
     account = make_account(contacts=people(person("ada", "admin"), person("cleo", "champion")), due_at=at("1h"))

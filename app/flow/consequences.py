@@ -66,7 +66,7 @@ class Batch:
         """What the rules said to one occurrence of the account."""
         if isinstance(occurrence, Event):
             self.seen[key] = occurrence.received_at
-            if occurrence.kind == "track" and occurrence.contact and occurrence.depth == 0 and occurrence.mark is None:
+            if occurrence.kind == "track" and occurrence.contact and not occurrence.own and occurrence.mark is None:
                 known = self.seen_contacts.get(occurrence.contact, occurrence.occurred_at)
                 self.seen_contacts[occurrence.contact] = max(known, occurrence.occurred_at)
             for metric in reaction.usage:

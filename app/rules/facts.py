@@ -178,6 +178,11 @@ class Event:
     def at(self) -> datetime:
         return self.received_at
 
+    @property
+    def own(self) -> bool:
+        """Whether the engine raised it itself: being mailed, or clicking in a mail, is not being seen in the product."""
+        return self.name.startswith("nurture.")
+
 
 @dataclass(frozen=True, slots=True)
 class Timer:

@@ -173,7 +173,7 @@ def learn(turn: Turn, event: Event, roots: set[str]) -> None:
             turn.account = replace(turn.account, health=Health(score, band, event.occurred_at))
         roots.add("health")
     if event.kind == "track":
-        if event.contact and event.depth == 0 and event.mark is None:
+        if event.contact and event.mark is None and not event.own:
             seen(turn, event)
         for rule in turn.book.metrics.get(event.name, ()):
             if rule.where is None or rule.where.test(turn.scope(event=event)):
