@@ -18,7 +18,13 @@ brand: {{name: Sample, postal_address: "1 Sample Street"}}
 senders: {{default: {{name: Sample, email: hello@example.com}}}}
 topics: {{product: {{name: Product}}}}
 roles: {{admin: Admin, champion: Champion, executive_sponsor: Sponsor, user: User}}
-stages: [{{name: onboarding}}, {{name: adoption}}, {{name: expansion}}, {{name: renewal}}]
+stages:
+  - {{name: onboarding, at_most: 300d}}
+  - {{name: adoption, at_most: 300d}}
+  - {{name: expansion, at_most: 300d}}
+  - {{name: renewal, at_most: 300d}}
+health:
+  groups: [{{name: engagement, weight: 1, measures: [{{name: logins, metric: usage.logins.last_30d, worst: 0, best: 20}}]}}]
 milestones:
   signed: {{event: signed}}
 {"".join(f"  m{n}: {{event: reached_{n}{', expected_within: 90d' if n > 9 else ''}}}" + chr(10) for n in range(MILESTONES))}
