@@ -105,11 +105,12 @@ def book(conn: Connection) -> Book:
 
     Raises NotFound when nothing has been published yet.
     """
-    rows = conn.exec_driver_sql(_IN_FORCE).all()
-    newest = rows[0][0]
+    if known := _books.known(conn, conn.exec_driver_sql(_MARK).scalar_one()):
+        return known
+    mark, newest, rows = conn.exec_driver_sql(_IN_FORCE).one()
     if newest is None:
         raise NotFound("nothing is published yet: run `nurture publish`")
-    return _books.get(conn, newest, tuple(tuple(row[1:]) for row in rows if row[1] is not None))
+    return _books.make(conn, mark, newest, rows)
 
 
 def including(conn: Connection, known: Book, versions: Iterable[int]) -> Book:
@@ -121,10 +122,14 @@ def including(conn: Connection, known: Book, versions: Iterable[int]) -> Book:
     return _books.widen(conn, known, missing) if missing else known
 
 
-# One small look at the start of every batch; what it finds is the key of the cached book.
-_IN_FORCE = """
-select l.newest, c.id, c.key, c.mode, c.version_id
-from (select max(id) as newest from lifecycle_version) l left join campaign c on true order by c.id"""
+# One small look at the start of every batch: what it finds is the key of the cached book, one value for any number of campaigns.
+_MARK_OF = """
+concat((select max(id) from lifecycle_version), ' ',
+       (select md5(string_agg(concat_ws(' ', id, key, mode, coalesce(version_id, 0)), ',' order by id)) from campaign))"""
+_MARK = f"select {_MARK_OF}"
+_IN_FORCE = f"""
+select {_MARK_OF}, (select max(id) from lifecycle_version),
+       (select coalesce(jsonb_agg(jsonb_build_array(id, key, mode, version_id) order by id), '[]') from campaign)"""
 
 
 class _Books:
@@ -132,30 +137,29 @@ class _Books:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.kept: dict[str, tuple[tuple[int, tuple], Book]] = {}
+        self.kept: dict[str, tuple[str, int, Book]] = {}
 
-    def get(self, conn: Connection, lifecycle_id: int, rows: Sequence[tuple]) -> Book:
+    def known(self, conn: Connection, mark: str) -> Book | None:
+        with self.lock:
+            kept = self.kept.get(conn.engine.url.render_as_string(hide_password=True))
+        return kept[2] if kept is not None and kept[0] == mark else None
+
+    def make(self, conn: Connection, mark: str, lifecycle_id: int, rows: Sequence[Sequence]) -> Book:
         where = conn.engine.url.render_as_string(hide_password=True)
-        key = (lifecycle_id, tuple(rows))
         with self.lock:
             kept = self.kept.get(where)
-            if kept is not None and kept[0] == key:
-                return kept[1]
-        made = self.make(conn, lifecycle_id, rows, kept)
-        with self.lock:
-            self.kept[where] = (key, made)
-        return made
-
-    def make(self, conn: Connection, lifecycle_id: int, rows: Sequence[tuple], kept: tuple[tuple[int, tuple], Book] | None) -> Book:
         definition = conn.execute(select(lifecycle_version.c.definition).where(lifecycle_version.c.id == lifecycle_id)).scalar_one()
         lifecycle = Lifecycle.model_validate(definition)
         standings = [Standing(ident, key, mode, version) for ident, key, mode, version in rows if version is not None]
         wanted = {standing.version for standing in standings}
         # A version is compiled against the lifecycle in force, so a new lifecycle compiles all of them anew.
-        same = kept[1].versions if kept and kept[0][0] == lifecycle_id else {}
+        same = kept[2].versions if kept and kept[1] == lifecycle_id else {}
         versions = {version: same[version] for version in wanted & same.keys()}
         versions |= _compiled(conn, wanted - versions.keys(), lifecycle.schema)
-        return build_book(lifecycle, standings, versions)
+        made = build_book(lifecycle, standings, versions)
+        with self.lock:
+            self.kept[where] = (mark, lifecycle_id, made)
+        return made
 
     def widen(self, conn: Connection, known: Book, missing: set[int]) -> Book:
         versions = {**known.versions, **_compiled(conn, missing, known.schema)}
@@ -163,8 +167,8 @@ class _Books:
         where = conn.engine.url.render_as_string(hide_password=True)
         with self.lock:
             kept = self.kept.get(where)
-            if kept is not None and kept[1] is known:
-                self.kept[where] = (kept[0], wider)
+            if kept is not None and kept[2] is known:
+                self.kept[where] = (kept[0], kept[1], wider)
         return wider
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from app.rules.conditions import Condition, Getter, Schema, compile_condition, paths_in, reader
 from app.rules.definition import MAIL_KINDS, Campaign, WaitForSpec, goal_source, kind_of, walk
+from app.rules.facts import Event
 from app.rules.lifecycle import Cap, Lifecycle
-from app.rules.triggers import DateTrigger, InactiveTrigger, UsageTrigger, UtilizationTrigger, listened
+from app.rules.triggers import ASKED_IN, DateTrigger, InactiveTrigger, UsageTrigger, UtilizationTrigger, asked, listened
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ class Watches:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """Everything in force. `triggers` and `listens` are looked up by event name, so that the cost of an event does not grow with
-    the number of campaigns."""
+    """Everything in force. Whatever an event may concern is looked up by its name, and for the engine's own events by what they speak
+    of (`triggered`), so that the cost of an event does not grow with the number of campaigns."""
 
     lifecycle: Lifecycle
     schema: Schema
@@ -150,12 +151,21 @@ class Book:
     standings: Mapping[str, Standing]
     versions: Mapping[int, Version]
     watches: Watches
-    triggers: Mapping[str, tuple[Version, ...]] = field(default_factory=dict)
+    triggers: Mapping[str, tuple[Version, ...]] = field(default_factory=dict)  # by event name
+    asking: Mapping[str, Mapping[str | None, tuple[Version, ...]]] = field(default_factory=dict)  # by event name and what is asked for
     sets_contacts: bool = False  # whether any step changes traits of a contact
 
     @property
     def first_stage(self) -> str:
         return self.lifecycle.stages[0].name
+
+    def triggered(self, event: Event) -> tuple[Version, ...]:
+        """The versions whose trigger the event may be, in the order of their campaigns. Their conditions are still to be tested."""
+        by_value = self.asking.get(event.name)
+        if by_value is None:
+            return self.triggers.get(event.name, ())
+        value = event.properties.get(ASKED_IN[event.name])
+        return by_value.get(value, by_value[None]) if isinstance(value, str) else by_value[None]
 
     def caps_for(self, topic: str) -> tuple[Cap, ...]:
         """The caps that a message of `topic` counts under; transactional mail counts under none."""
@@ -209,6 +219,7 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
         versions=versions,
         watches=_watches(present, schema),
         triggers={event: tuple(found) for event, found in triggers.items()},
+        asking={event: _by_what_is_asked(found) for event, found in triggers.items() if event in ASKED_IN},
         sets_contacts=any(
             path.startswith("contact.")
             for version in versions.values()
@@ -217,6 +228,12 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
             for path in node.step.set
         ),
     )
+
+
+def _by_what_is_asked(versions: list[Version]) -> dict[str | None, tuple[Version, ...]]:
+    """Under None those that ask for nothing in particular; they stand under every value as well."""
+    wanted = {version.id: asked(version.campaign.trigger) for version in versions}
+    return {value: tuple(one for one in versions if wanted[one.id] in (None, value)) for value in {None, *wanted.values()}}
 
 
 def compile_version(id: int, key: str, number: int, campaign: Campaign, schema: Schema) -> Version:

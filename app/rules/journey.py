@@ -127,7 +127,7 @@ def take_event(turn: Turn, event: Event) -> None:
     candidates(turn, roots)
     if event.name == ENROLL_REQUESTED:
         requested(turn, event)
-    for version in turn.book.triggers.get(event.name, ()):
+    for version in turn.book.triggered(event):
         trigger(turn, version, event)
 
 

@@ -194,6 +194,32 @@ def listened(trigger: Trigger) -> tuple[str, str | None]:
     return name, trigger.where or condition
 
 
+# The property in which the engine's own events say what a trigger asks for by name, by event name.
+ASKED_IN = {
+    "nurture.milestone_reached": "milestone",
+    "nurture.milestone_overdue": "milestone",
+    "nurture.stage_entered": "stage",
+    "nurture.stage_overdue": "stage",
+    "nurture.date_reached": "watch",
+    "nurture.usage_changed": "watch",
+    "nurture.utilization_crossed": "watch",
+    "nurture.contact_inactive": "watch",
+    "nurture.role_vacant": "watch",
+    "nurture.goal_met": "campaign",
+    "nurture.campaign_ended": "campaign",
+    "nurture.survey_responded": "survey",
+}
+
+
+def asked(trigger: Trigger) -> str | None:
+    """What the property of ASKED_IN must be for an event to be the trigger's; None where any event of the name may be."""
+    if trigger.campaign:
+        return trigger.campaign.campaign
+    if trigger.survey:
+        return trigger.survey.type
+    return trigger.watch or trigger.milestone or trigger.milestone_overdue or trigger.stage or trigger.stage_overdue
+
+
 def in_words(trigger: Trigger) -> str:
     """What the campaign waits for, as a person would say it."""
     kind = trigger.kind
