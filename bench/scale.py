@@ -29,8 +29,6 @@ from bench.table import Line
 
 ROUNDS = 5
 EVENTS = 30_000  # a round and side
-FEW, MANY = 20, 500  # campaigns
-SMALL, LARGE = 10_000, 1_000_000  # accounts, and contacts
 
 
 @dataclass(slots=True)
@@ -48,33 +46,33 @@ class Side:
         return f"{min(self.costs):.0f} to {max(self.costs):.0f}"
 
 
-def campaigns() -> list[Line]:
-    """Microseconds an event with MANY campaigns, against FEW."""
+def campaigns(*, few: int = 20, many: int = 500, accounts: int = 10_000, events: int = EVENTS, rounds: int = ROUNDS) -> list[Line]:
+    """Microseconds an event with `many` campaigns, against `few`."""
     now = datetime.now(UTC)
     with databases() as settings:
         sides = []
-        for number in (FEW, MANY):
+        for number in (few, many):
             engine = installation(settings, f"with_{number}")
             written = folder.mixed(number)
             keys = folder.put_in_force(engine, now, written)
-            customers.load(engine, now, SMALL)
+            customers.load(engine, now, accounts)
             customers.enroll(engine, now, keys)
             customers.tidy(engine)
-            sides.append(Side(engine, folder.starts(written), SMALL))
-        measure(sides, now)
-    few, many = sides
-    note = f"{ROUNDS} rounds of {EVENTS:,} events in turn; with {MANY} {many.spread}, with {FEW} {few.spread} µs an event"
-    what = f"cost per event, {MANY} campaigns against {FEW}"
-    return [Line("C", what, median(many.costs), "µs", 1.15, median(few.costs), at_most=True, note=note)]
+            sides.append(Side(engine, folder.starts(written), accounts))
+        measure(sides, now, events, rounds)
+    base, more = sides
+    note = f"{rounds} rounds of {events:,} events in turn; with {many} {more.spread}, with {few} {base.spread} µs an event"
+    what = f"cost per event, {many} campaigns against {few}"
+    return [Line("C", what, median(more.costs), "µs", 1.15, median(base.costs), at_most=True, note=note)]
 
 
-def contacts() -> list[Line]:
-    """Microseconds an event with LARGE contacts, against SMALL: with as many active accounts, and spread over all."""
+def contacts(*, few: int = 10_000, many: int = 1_000_000, events: int = EVENTS, rounds: int = ROUNDS) -> list[Line]:
+    """Microseconds an event with `many` contacts, against `few`: with as many active accounts, and spread over all."""
     now = datetime.now(UTC)
-    written = folder.mixed(FEW)
+    written = folder.mixed(20)
     with databases() as settings:
         engines = {}
-        for number in (SMALL, LARGE):
+        for number in (few, many):
             engine = engines[number] = installation(settings, f"of_{number}")
             keys = folder.put_in_force(engine, now, written)
             began = perf_counter()
@@ -83,34 +81,34 @@ def contacts() -> list[Line]:
             customers.tidy(engine)
             took = perf_counter() - began
         starts = folder.starts(written)
-        small = Side(engines[SMALL], starts, SMALL)
-        active = Side(engines[LARGE], starts, SMALL, LARGE // SMALL)
-        spread = Side(engines[LARGE], starts, LARGE)
-        measure([small, active, spread], now)
-    note = f"{ROUNDS} rounds of {EVENTS:,} events in turn; {LARGE:,} accounts with 2 enrollments each loaded in {took:.0f} s; µs an event: "
-    note += f"{SMALL:,} contacts {small.spread}, {SMALL:,} active of {LARGE:,} {active.spread}, spread over all {spread.spread}"
-    base = median(small.costs)
-    what = f"cost per event, {LARGE:,} contacts against {SMALL:,}"
+        base = Side(engines[few], starts, few)
+        active = Side(engines[many], starts, few, many // few)
+        spread = Side(engines[many], starts, many)
+        measure([base, active, spread], now, events, rounds)
+    note = f"{rounds} rounds of {events:,} events in turn; {many:,} accounts with 2 enrollments each loaded in {took:.0f} s; µs an event: "
+    note += f"{few:,} contacts {base.spread}, {few:,} active of {many:,} {active.spread}, spread over all {spread.spread}"
+    what = f"cost per event, {many:,} contacts against {few:,}"
+    reference = median(base.costs)
     return [
-        Line("D", f"{what}, {SMALL:,} accounts active", median(active.costs), "µs", 1.5, base, at_most=True, note=note),
-        Line("D", f"{what}, spread over all", median(spread.costs), "µs", 2, base, at_most=True),
+        Line("D", f"{what}, {few:,} accounts active", median(active.costs), "µs", 1.5, reference, at_most=True, note=note),
+        Line("D", f"{what}, spread over all", median(spread.costs), "µs", 2, reference, at_most=True),
     ]
 
 
-def measure(sides: Sequence[Side], now: datetime) -> None:
-    """Fills the costs of the sides. The first round warms up. Disposes their engines."""
+def measure(sides: Sequence[Side], now: datetime, events: int, rounds: int) -> None:
+    """Fills the costs of the sides: `rounds` of `events` each, after one that warms up. Disposes their engines."""
     bells = Bells(None)
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for place in range(len(sides)):
             turn = (place + number) % len(sides)
             side = sides[turn]
-            post(side.engine, now, EVENTS, side.starts, accounts=side.accounts, apart=side.apart, seed=number * len(sides) + turn)
+            post(side.engine, now, events, side.starts, accounts=side.accounts, apart=side.apart, seed=number * len(sides) + turn)
             side.engine.dispose()
             began = perf_counter()
             moved = drain(side.engine, bells, now)
             took = perf_counter() - began
-            if moved != EVENTS:
-                raise RuntimeError(f"{moved} of {EVENTS} events were advanced")
+            if moved != events:
+                raise RuntimeError(f"{moved} of {events} events were advanced")
             if number:
                 side.costs.append(took / moved * 1e6)
     for side in sides:

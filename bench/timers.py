@@ -20,19 +20,16 @@ from bench.advance import drain
 from bench.ground import databases
 from bench.table import Line
 
-TIMERS = 100_000
-ROUNDS = 3
 
-
-def due() -> list[Line]:
+def due(*, timers: int = 100_000, rounds: int = 3) -> list[Line]:
     """Timers per second, the median of the rounds."""
     now = datetime.now(UTC)
     rates = []
     with databases() as settings:
         engine = db.connect(settings.database_url, pool_size=1)
         keys = folder.put_in_force(engine, now, folder.waiting())
-        customers.load(engine, now, TIMERS // 2)
-        for number in range(ROUNDS + 1):
+        customers.load(engine, now, timers // 2)
+        for number in range(rounds + 1):
             with engine.begin() as conn:
                 conn.execute(text("truncate enrollment, message, decision cascade"))
             customers.enroll(engine, now, keys, due=now - timedelta(minutes=1))
@@ -41,17 +38,17 @@ def due() -> list[Line]:
             began = perf_counter()
             moved = drain(engine, Bells(None), now)
             took = perf_counter() - began
-            if moved != TIMERS:
-                raise RuntimeError(f"{moved} of {TIMERS} timers were taken")
+            if moved != timers:
+                raise RuntimeError(f"{moved} of {timers} timers were taken")
             if number:  # the first round warms up
                 rates.append(moved / took)
         with engine.connect() as conn:
             mails, still = conn.execute(text("select (select count(*) from message), (select count(*) from enrollment)")).one()
-        if still != TIMERS or not TIMERS / 2 < mails < TIMERS:
+        if still != timers or not timers / 2 < mails < timers:
             raise RuntimeError(f"{mails} mails came of {still} enrollments")
         engine.dispose()
     note = f"rounds {', '.join(f'{value:,.0f}' for value in rates)}; {mails:,} mails in each"
-    return [Line("G", f"{TIMERS:,} timers due at once, one worker", median(rates), "timers/s", 5_000, note=note)]
+    return [Line("G", f"{timers:,} timers due at once, one worker", median(rates), "timers/s", 5_000, note=note)]
 
 
 ROWS = {"G": due}

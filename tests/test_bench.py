@@ -3,7 +3,10 @@
 import json
 
 import pytest
+from ruamel.yaml import YAML
 
+from app.rules.triggers import KINDS
+from bench import folder, scale, timers
 from bench.__main__ import main, rows
 from bench.table import Line, render
 
@@ -34,3 +37,22 @@ def test_rows_are_found_and_others_refused(capsys):
     with pytest.raises(SystemExit):
         main(["Z9"])
     assert "no such row: Z9" in capsys.readouterr().err
+
+
+def test_rows_c_d_and_g_measure_the_engine_at_a_small_size():
+    """Each raises unless exactly what it has posted was advanced."""
+    (more_campaigns,) = scale.campaigns(few=20, many=60, accounts=100, events=300, rounds=1)
+    active, spread = scale.contacts(few=50, many=500, events=300, rounds=1)
+    (due,) = timers.due(timers=600, rounds=1)
+    assert (more_campaigns.row, active.row, spread.row, due.row) == ("C", "D", "D", "G")
+    assert min(more_campaigns.ours, active.ours, spread.ours, due.ours) > 0
+    assert active.reference == spread.reference
+    assert "300 events" in active.note
+
+
+def test_mixed_campaigns_use_every_kind_of_trigger_but_those_of_people():
+    written = [YAML(typ="safe").load(text) for text in folder.mixed(500).values()]
+    used = {kind for campaign in written for kind in campaign["trigger"] if kind != "where"}
+    assert used == set(KINDS) - {"survey", "manual"}
+    assert all({"audience", "exit_when"} <= campaign.keys() for campaign in written)
+    assert sum("goal" in campaign for campaign in written) == 375
