@@ -231,26 +231,25 @@ class _Run:
         """
         claimed = stale
         try:
-            capped = self.database.do(lambda conn: bool(publish.book(conn).lifecycle.caps))
-            if capped:
-                claimed, facts = self.database.do(lambda conn: self._gather(conn, self._claim(conn, stale, size, alone=True)))
-                return claimed, facts
-            claimed = self.database.do(lambda conn: self._claim(conn, stale, size))
-            return self.database.do(lambda conn: self._gather(conn, claimed))
+            taken, facts = self.database.do(lambda conn: self._claim(conn, stale, size))
+            if taken and facts is None:
+                claimed = taken
+                facts = self.database.do(lambda conn: self.preparer.gather(conn, claimed, self.clock()))
+            return taken, facts
         except BaseException:
             # Nothing of these has touched the wire.
             given_back = [Outcome(row, Ending("due", None), self.clock()) for row in claimed]
             self.loop.call_soon_threadsafe(self.books.settle, given_back)
             raise
 
-    def _claim(self, conn: Connection, stale: list[Row], size: int, *, alone: bool = False) -> list[Row]:
-        """The stale claims and as many new ones as make up `size`; no new ones while another worker holds the lock of the caps."""
-        if len(stale) >= size or (alone and not reservations.lock(conn)):
-            return stale
-        return stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
-
-    def _gather(self, conn: Connection, claimed: list[Row]) -> tuple[list[Row], Facts | None]:
-        return claimed, self.preparer.gather(conn, claimed, self.clock()) if claimed else None
+    def _claim(self, conn: Connection, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
+        """The stale claims and as many new ones as make up `size`. Under caps with what is known of them, and no new ones while another
+        worker holds the lock of the caps."""
+        capped = bool(publish.book(conn).lifecycle.caps)
+        claimed = stale
+        if len(stale) < size and (not capped or reservations.lock(conn)):
+            claimed = stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
+        return claimed, self.preparer.gather(conn, claimed, self.clock()) if capped and claimed else None
 
     def _any_due(self) -> bool:
         return self.database.do(lambda conn: claims.any_due(conn, self.clock()))
