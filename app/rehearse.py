@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
+from app.rules.book import only
 from app.rules.identity import moment
 
 BEFORE, AFTER = timedelta(days=90), timedelta(days=30)
@@ -28,7 +28,7 @@ def simulate(args: argparse.Namespace) -> int:
 
     root, now = load(home=args.home, campaigns=args.folder).campaigns, datetime.now(UTC)
     campaigns = read(root)
-    book = _only(book_of(campaigns, live=args.campaign or ()), args.campaign)
+    book = _chosen(book_of(campaigns), args.campaign)
     options = {"compose": compose_of(campaigns), "progress": _progress(args)}
     published = None
     if args.events:
@@ -73,29 +73,23 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a page with a calendar")
 
 
-def _only(book: Any, campaigns: list[str] | None) -> Any:
-    """The book with only these campaigns enrolling."""
+def _chosen(book: Any, campaigns: list[str] | None) -> Any:
+    """The book with only these campaigns enrolling. Raises InputError for one that it does not have."""
     if not campaigns:
         return book
-    from app.rules.book import build_book
-
     if unknown := [key for key in campaigns if key not in book.standings]:
         raise InputError(f"there is no campaign {unknown[0]}; there are: {', '.join(sorted(book.standings)) or 'none'}", "--campaign")
-    standings = [one if key in campaigns else replace(one, mode="archived") for key, one in book.standings.items()]
-    return build_book(book.lifecycle, standings, book.versions)
+    return only(book, campaigns)
 
 
 def _published(conn: Any, args: argparse.Namespace, histories: Any, began: datetime, ends: datetime) -> Any:
     """The same history with what is published."""
     from app.flow.publish import book as in_force
     from app.flow.simulate import published_writing, simulate
-    from app.rules.book import build_book
 
     book = in_force(conn)
-    chosen = args.campaign
-    if chosen:
-        standings = [replace(one, mode="live" if key in chosen else "archived") for key, one in book.standings.items()]
-        book = build_book(book.lifecycle, standings, book.versions)
+    if args.campaign:
+        book = only(book, args.campaign)
     return simulate(book, histories, began, ends, compose=published_writing(conn, book))
 
 

@@ -20,9 +20,9 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection
 
 from app.errors import EventError, InputError, NotFound
-from app.flow.ingest import TRIGGER_MAX_AGE
 from app.flow.items import ITEM_BYTES, read_items
 from app.flow.world import Letter, Posted, Reply, World
+from app.rules.facts import TRIGGER_MAX_AGE
 
 # Own events that no rule derives: assessments, and what staff asked for by hand.
 FACTS = ("nurture.health_changed", "nurture.enroll_requested", "nurture.enrollment_steered")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -16,10 +16,9 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.flow.items import Item
-from app.rules.facts import partition_of
+from app.rules.facts import TRIGGER_MAX_AGE, partition_of
 
 OWN_SOURCE = 0
-TRIGGER_MAX_AGE = timedelta(days=3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from uuid import uuid4
 from pydantic_core import from_json, to_json
 
 from app.errors import EventError
+from app.rules.facts import OWN_PREFIX
 
-OWN_PREFIX = "nurture."
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is dated before is stored as this moment, so that arithmetic on it is safe
 
 BATCH_BYTES = 500 * 1024

@@ -25,7 +25,6 @@ from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, Row
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.config import PRODUCT, VERSION, Settings
 from app.db import insert_rows
@@ -35,6 +34,7 @@ from app.flow.channels import Channel, Sealed, find_channels
 from app.flow.claims import Heartbeat
 from app.flow.composing.filters import one_line
 from app.flow.deliver import transport_for
+from app.flow.keepers import AWAY
 from app.models import decision
 from app.providers import Letter, Transport
 from app.providers.outgoing import Answer, Caller, signed
@@ -44,7 +44,6 @@ from app.rules.lifecycle import Lifecycle
 
 AT_ONCE = 8
 REPLY_KEPT = 500
-AWAY = (OperationalError, InterfaceError)
 
 log = logging.getLogger("nurture.notify")
 

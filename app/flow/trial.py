@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from app.errors import DefinitionError
@@ -18,7 +19,7 @@ from app.flow.check import Campaigns, read
 from app.flow.checking.files import load
 from app.flow.wording import fill, payload
 from app.flow.world import Compose, Letter, Posted, Reply, World, book_of, compose_of
-from app.rules.book import Book, Node, Version, build_book
+from app.rules.book import Book, Node, Version, only
 from app.rules.definition import MAIL_KINDS
 from app.rules.facts import NewEffect
 from app.rules.fields import Problem, nearest
@@ -73,18 +74,20 @@ class Trial:
     places: int = 0
 
 
-def trials(root: Path, only: Sequence[str] = ()) -> tuple[list[Trial], list[Problem]]:
+def trials(root: Path, wanted: Sequence[str] = ()) -> tuple[list[Trial], list[Problem]]:
     """Runs the tests of the campaigns below `root`, or of those named. Returns what came of them, and what is wrong with the files.
 
     Raises DefinitionError when the campaigns themselves are wrong. A campaign without tests has everything missed.
     """
     campaigns = read(root)
     keys = [folder.key for folder in campaigns.folders]
-    if unknown := [key for key in only if key not in keys]:
+    if unknown := [key for key in wanted if key not in keys]:
         raise DefinitionError([Problem("", 1, 1, "name", f"there is no campaign {unknown[0]}; there are: {', '.join(keys)}")])
     problems: list[Problem] = []
     compose = compose_of(campaigns)
-    found = [_campaign(root, campaigns, key, number, compose, problems) for number, key in enumerate(keys, 1) if not only or key in only]
+    found = [
+        _campaign(root, campaigns, key, number, compose, problems) for number, key in enumerate(keys, 1) if not wanted or key in wanted
+    ]
     return found, problems
 
 
@@ -99,16 +102,11 @@ def _campaign(root: Path, campaigns: Campaigns, key: str, number: int, compose: 
             wrong = list(_unknown(scenario, version, book, places, index))
             problems.extend(wrong)
             if not wrong:
-                trial.results.append(_run(scenario, version, _only(book, {key, *scenario.along}), compose, places, index, reached))
+                trial.results.append(_run(scenario, version, only(book, {key, *scenario.along}), compose, places, index, reached))
     every = list(_places(version, book.lifecycle))
     trial.places = len(every)
     trial.missed = [place for place in every if place not in reached]
     return trial
-
-
-def _only(book: Book, keys: set[str]) -> Book:
-    standings = [one for one in book.standings.values() if one.key in keys]
-    return build_book(book.lifecycle, standings, book.versions)
 
 
 def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, index: int) -> Iterator[Problem]:
@@ -163,19 +161,18 @@ class _Script:
 
 
 def _run(scenario: Scenario, version: Version, book: Book, compose: Compose, places: Any, index: int, reached: set[str]) -> Result:
-    began = datetime.now(UTC)
+    began = perf_counter()
     world = World(book, feedback=_Script(scenario, version.key), compose=compose)
     world.post(_posted(scenario, version.key))
-    first = next(iter(scenario.given.contacts), None)
     for one in scenario.events:
         if one.hold is not None:
             since = _moment(one.at, scenario.start)
             world.hold(account=ACCOUNT, reason="test", since=since, until=since + one.hold)
     world.run(scenario.start + scenario.until)
     reached.update(_reached(world, version))
-    differences = tuple(_Comparison(scenario, version, world, places, index, first).differences())
+    differences = tuple(_Comparison(scenario, version, world, places, index).differences())
     line, _ = places.tree.find(("tests", index, "name"), False)
-    return Result(version.key, scenario.name, places.file, line, differences, (datetime.now(UTC) - began).total_seconds())
+    return Result(version.key, scenario.name, places.file, line, differences, perf_counter() - began)
 
 
 def _posted(scenario: Scenario, campaign: str) -> Iterator[Posted]:
@@ -215,9 +212,9 @@ def _moment(when: timedelta | datetime, start: datetime) -> datetime:
 class _Comparison:
     """What was expected against what came."""
 
-    def __init__(self, scenario: Scenario, version: Version, world: World, places: Any, index: int, first: str | None):
+    def __init__(self, scenario: Scenario, version: Version, world: World, places: Any, index: int):
         self.scenario, self.version, self.world, self.places, self.index = scenario, version, world, places, index
-        self.start, self.first = scenario.start, first
+        self.start = scenario.start
         self.letters = sorted(
             (one for one in world.letters if one.campaign == version.key), key=lambda one: (one.settled_at or one.due_at, one.step)
         )

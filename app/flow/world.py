@@ -389,7 +389,7 @@ class World:
         if key is not None:
             home = self._homes.get(key) or self._make(key, event.received_at)
             self._react(home, event, self._stranger(contact) if speaks else None)
-            if one.kind == "track" and contact is not None and one.mark is None and not one.name.startswith("nurture."):
+            if one.kind == "track" and contact is not None and one.mark is None and not event.own:
                 self._saw(contact, event.occurred_at)
         if one.kind == "alias":
             self._join(str(one.properties.get("previous_id") or ""), contact)

@@ -5,8 +5,8 @@ A `Book` is everything in force: one lifecycle, all campaigns with their modes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -228,6 +228,12 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
             for path in node.step.set
         ),
     )
+
+
+def only(book: Book, keys: Collection[str]) -> Book:
+    """The book in which these campaigns are live, whatever their mode, and no other enrolls anybody."""
+    standings = [replace(one, mode="live" if key in keys else "archived") for key, one in book.standings.items()]
+    return build_book(book.lifecycle, standings, book.versions)
 
 
 def _by_what_is_asked(versions: list[Version]) -> dict[str | None, tuple[Version, ...]]:

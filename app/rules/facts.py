@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from uuid import UUID
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 NO_KEYS: frozenset[str] = frozenset()
+OWN_PREFIX = "nurture."  # of the names of the engine's own events
+TRIGGER_MAX_AGE = timedelta(days=3)  # what is older when anybody first hears of it enrolls nobody
 _Fact = TypeVar("_Fact")
 
 
@@ -181,7 +183,7 @@ class Event:
     @property
     def own(self) -> bool:
         """Whether the engine raised it itself: being mailed, or clicking in a mail, is not being seen in the product."""
-        return self.name.startswith("nurture.")
+        return self.name.startswith(OWN_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
     if isinstance(occurrence, Timer):
         return _BOTH
     name = occurrence.name
-    if occurrence.kind != "track" or name in book.triggers or name in book.milestones or name.startswith("nurture.") or account.candidates:
+    if occurrence.kind != "track" or name in book.triggers or name in book.milestones or occurrence.own or account.candidates:
         return _BOTH
     if any(rule.where is not None and "contact" in rule.where.roots for rule in book.metrics.get(name, ())):
         return _BOTH
@@ -290,7 +290,7 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
     version = turn.book.versions.get(enrollment.version)
     if version is None:
         return
-    own = event.name.startswith("nurture.") and event.properties.get("enrollment") == str(enrollment.id)
+    own = event.own and event.properties.get("enrollment") == str(enrollment.id)
     if own and event.name in ("nurture.survey_responded", "nurture.email_clicked"):
         enrollment = turn.put(replace(enrollment, position=answered(version, enrollment, event)))
         roots = roots | {"response"}

@@ -6,6 +6,7 @@ A condition is read a second time, as clauses that know their own text. Deciding
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,21 +70,22 @@ class Shortfall:
         return found | {name: value for name, value in optional.items() if value}
 
 
-class Clause:
+class Clause(ABC):
     """A part of a condition that can say why it is, or is not, as wanted."""
 
     __slots__ = ()
 
+    @abstractmethod
     def truth(self, scope: Scope) -> bool:
-        raise NotImplementedError
+        """Whether it is true."""
 
+    @abstractmethod
     def lacks(self, scope: Scope, want: bool) -> tuple[Shortfall, ...]:
         """What must change for it to become `want`. Asked only while it is not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def holds(self, scope: Scope, have: bool) -> tuple[Shortfall, ...]:
         """What makes it `have`. Asked only while it is."""
-        raise NotImplementedError
 
     def why(self, scope: Scope) -> tuple[Shortfall, ...]:
         """Why it is not true; where it is true, why it is."""

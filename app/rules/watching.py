@@ -14,12 +14,11 @@ from typing import Any
 
 from app.rules.book import DateWatch
 from app.rules.conditions import counted, utilization
-from app.rules.facts import Contact, Scope
+from app.rules.facts import TRIGGER_MAX_AGE, Contact, Scope
 from app.rules.timing import midnight
 from app.rules.triggers import UsageTrigger
 from app.rules.turn import Turn
 
-LOOKS_BACK = timedelta(days=3)  # like `trigger_max_age`
 NEW_FOR = timedelta(days=30)  # an account has to fill its seats first: it is not under-used before
 
 
@@ -174,7 +173,7 @@ def _tell(turn: Turn, name: str, message_id: str, properties: dict[str, Any], at
         f"{turn.account.key}:{message_id}",
         properties,
         at=at,
-        mark="too_old" if turn.now - at > LOOKS_BACK else None,
+        mark="too_old" if turn.now - at > TRIGGER_MAX_AGE else None,
         contact=contact.key if contact else None,
     )
 
