@@ -13,6 +13,7 @@ from typing import Any
 from psycopg.types.json import set_json_dumps, set_json_loads
 from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, Engine, Table, create_engine, text
+from sqlalchemy import event as events
 from sqlalchemy.dialects import postgresql
 
 # Namespaces of the transaction-level advisory locks. Only those: session-level locks break behind pgbouncer.
@@ -25,8 +26,9 @@ set_json_loads(from_json)
 
 
 def connect(url: str, *, pool_size: int = 5) -> Engine:
-    """An engine for `url`. Opens no connection yet. Works behind pgbouncer in transaction mode (no prepared statements)."""
-    return create_engine(
+    """An engine for `url`. Opens no connection yet. Works behind pgbouncer in transaction mode (no prepared statements). Its times and days
+    are UTC, whatever the server's zone."""
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
@@ -35,6 +37,14 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
         json_deserializer=from_json,
         connect_args={"prepare_threshold": None, "connect_timeout": 5, "application_name": "nurture"},
     )
+    events.listen(engine, "connect", _in_utc)
+    return engine
+
+
+def _in_utc(dbapi: Any, _record: Any) -> None:
+    # The zone is one of the few settings that pgbouncer keeps for its client.
+    dbapi.execute("set time zone 'UTC'")
+    dbapi.commit()
 
 
 def insert_rows(

@@ -29,9 +29,16 @@ from app.launch import BOUND, UNREACHABLE
 
 NOBODY = 65534
 
-# For a machine that does other things too: two cores, a gigabyte or two. There are no replicas, so no log is kept for them.
+
+def _buffers() -> str:
+    """An eighth of the machine's memory for PostgreSQL's pages, from 128 MB to 1 GB. It is taken as it is used."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return f"{min(max(memory // 8, 128), 1024)}MB"
+
+
+# For a machine that does other things too. There are no replicas, so no log is kept for them.
 POSTGRES_SETTINGS = {
-    "shared_buffers": "128MB",
+    "shared_buffers": _buffers(),
     "max_connections": "100",
     "synchronous_commit": "on",
     "wal_level": "minimal",

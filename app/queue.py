@@ -218,7 +218,7 @@ _PARTITIONS = text("""
 _REST = text("""
     select
         exists (select from message where state = 'due' and due_at <= :now) as messages,
-        exists (select from account where assess_at <= :now) as assessments,
+        exists (select from account where assess_at <= :now) or exists (select from unassessed where assess_at <= :now) as assessments,
         exists (select from hit where settled_at is null and settle_at <= :now) as hits,
         exists (
             select from message m left join worker w on w.id = m.worker_id

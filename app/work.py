@@ -8,6 +8,7 @@ GRACE seconds in the middle of it, which harms nothing: the database knows what 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         jobs.workplace()
         for name in FLOWS[role]:
             importlib.import_module(f"app.flow.{name}")
+        spare_collector()
         stop = Stop(GRACE[role], jobs.workplace().stopping)
         if role == "clock":
             run_clock(stop)
@@ -64,6 +66,14 @@ def main(argv: Sequence[str]) -> int:
     except NurtureError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def spare_collector() -> None:
+    """Makes the search for cycles rare: nearly everything dies by its reference count, and looking through the facts of every batch
+    again and again took a quarter of the time of `advance`. Modules are never looked through again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 class Stop:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 import bench
+from app.work import spare_collector
 from bench.table import Line, render
 
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in known]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(known)}")
+    spare_collector()  # measured is what workers run, as they run it
     lines: list[Line] = []
     for row in options.rows or known:
         print(f"measuring {row} …", file=sys.stderr, flush=True)

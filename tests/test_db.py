@@ -1,11 +1,11 @@
 """The bulk statements write what they are given, whatever its type."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from sqlalchemy import select
 
-from app.db import insert_rows, lock, update_rows
+from app.db import connect, insert_rows, lock, update_rows
 from app.models import account, worker
 
 
@@ -18,6 +18,23 @@ def test_rows_survive_the_round_trip(engine):
         assert update_rows(conn, account, [{"id": found, "name": "Acorn", "due_at": at}]) == 1
         row = conn.execute(select(account)).one()
     assert (row.external_id, row.traits, row.created_at, row.name, row.due_at) == ("ä😀", {"a": [1, None]}, at, "Acorn", at)
+
+
+def test_times_and_days_are_utc_whatever_the_servers_zone(engine):
+    """Days of usage are UTC days; a database of a company in Auckland must not count them otherwise."""
+    name = engine.url.database
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.exec_driver_sql(f"alter database \"{name}\" set timezone to 'Pacific/Auckland'")
+    elsewhere = connect(engine.url.render_as_string(hide_password=False))
+    try:
+        with elsewhere.connect() as conn:
+            assert conn.exec_driver_sql("select current_setting('timezone')").scalar() == "UTC"
+            at = conn.exec_driver_sql("select timestamptz '2026-01-02 23:30+00'").scalar()
+        assert (at.utcoffset(), at.day) == (timedelta(0), 2)
+    finally:
+        elsewhere.dispose()
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.exec_driver_sql(f'alter database "{name}" reset timezone')
 
 
 def test_uuids_and_times_are_typed(engine):

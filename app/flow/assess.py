@@ -39,7 +39,8 @@ _unheard: dict[tuple[str, str], datetime] = {}
 
 
 def assess_due(engine: Engine, clock: Callable[[], datetime], bells: Bells) -> int:
-    """Assesses every account whose `assess_at` has come, 500 to a transaction, and asks for the next assessment a day later.
+    """Assesses every account that has changed or was not assessed for a day, 500 to a transaction, and asks for the next assessment
+    a day later.
 
     A row is appended when the score, a contribution or the band has changed, or none was there. `nurture.health_changed` is raised
     when the band changed (`band_changed` in its properties) or the score moved by at least 1 point since it was last told, which is
@@ -80,21 +81,22 @@ def model_hash(model: HealthModel) -> str:
 
 
 def _assess_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
-    accounts = conn.execute(_DUE, {"now": now, "limit": BATCH}).mappings().all()
+    changed = dict(conn.execute(_CHANGED, {"now": now, "limit": BATCH}).all())
+    accounts = conn.execute(_DUE, {"now": now, "limit": BATCH, "changed": list(changed)}).mappings().all()
+    conn.execute(_TAKEN, {"ids": list(changed), "assessed": [one["id"] for one in accounts]})
     if not accounts:
         return 0, set()
     found = lifecycle_in_force(conn)
     model = found[1].health if found else None
     ids = [one["id"] for one in accounts]
+    conn.execute(_LATER, {"ids": ids, "events": [changed.get(id) for id in ids], "at": now + AGAIN_AFTER})
     if model is None:
-        conn.execute(_LATER, {"ids": ids, "at": now + AGAIN_AFTER})
         return len(ids), set()
     known = _Known(conn, accounts, found[1], now).by_account(_metrics(model))
     before = {row["account_id"]: row for row in conn.execute(_LATEST, {"ids": ids}).mappings()}
     rows = [_row(one, score(model, known[one["id"]]), known[one["id"]], before.get(one["id"]), model_hash(model), now) for one in accounts]
     rows = [row for row in rows if row]
     appended = insert_rows(conn, health_score, rows, returning=("id", "account_id"))
-    conn.execute(_LATER, {"ids": ids, "at": now + AGAIN_AFTER})
     states = [{"id": row["account_id"], "health_score": row["score"], "health_band": row["band"], "health_at": now} for row in rows]
     update_rows(conn, account, states)
     keys = {one["id"]: one["external_id"] for one in accounts}
@@ -238,14 +240,28 @@ def _metrics(model: HealthModel) -> frozenset[str]:
     return frozenset(measure.metric for group in model.groups for measure in group.measures)
 
 
+_CHANGED = text("""
+    select account_id, last_event_at from unassessed where assess_at <= :now order by assess_at limit :limit for update skip locked
+""")
+
+# Waits for nobody: who waited for `advance`, which waits for rows held here, might wait for ever.
 _DUE = text("""
     select id, external_id, stage, seats, created_at from account
-     where id = any(array(select id from account where assess_at <= :now order by assess_at limit :limit)) and assess_at <= :now
-     order by id
+     where id = any(cast(:changed as bigint[]) || array(select id from account where assess_at <= :now order by assess_at limit :limit))
+     order by id limit :limit
        for no key update skip locked
 """)
 
-_LATER = text("update account set assess_at = :at where id = any(:ids)")
+# What is left of the changed belongs to accounts that somebody else holds, or is beyond the limit: it stays due.
+_TAKEN = text("""
+    delete from unassessed u where account_id = any(:ids)
+       and (account_id = any(:assessed) or not exists (select from account a where a.id = u.account_id))
+""")
+
+_LATER = text("""
+    update account a set assess_at = :at, last_event_at = greatest(a.last_event_at, r.event)
+      from unnest(cast(:ids as bigint[]), cast(:events as timestamptz[])) as r(id, event) where a.id = r.id
+""")
 
 _LATEST = text("""
     select h.account_id, h.score, h.band, h.coverage, h.contributions, h.known

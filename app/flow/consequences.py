@@ -216,7 +216,7 @@ def _write_accounts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> N
             "assess": [batch.now + (ASSESS_SOON if key in soon else ASSESS_LATER) for key in seen],
             "every": SEEN_EVERY,
         }
-        conn.exec_driver_sql(_SEEN_ACCOUNTS, values)
+        conn.exec_driver_sql(_UNASSESSED, values)
 
 
 def _write_stages(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> None:
@@ -405,13 +405,12 @@ where not exists (select 1 from contact c where c.external_id = k) order by k on
 _SEEN_CONTACTS = """
 update contact c set last_seen_at = r.t from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
 where c.external_id = r.k and (c.last_seen_at is null or c.last_seen_at < date_trunc('day', r.t))"""
-_SEEN_ACCOUNTS = """
-update account a set
-    last_event_at = greatest(a.last_event_at, r.t),
-    assess_at = least(a.assess_at, r.s)
-from unnest(%(ids)s::bigint[], %(times)s::timestamptz[], %(assess)s::timestamptz[]) as r(i, t, s)
-where a.id = r.i and (a.last_event_at is null or a.last_event_at < r.t - %(every)s::interval
-                      or a.assess_at is null or a.assess_at > r.s)"""
+_UNASSESSED = """
+insert into unassessed as u (account_id, last_event_at, assess_at)
+select i, t, s from unnest(%(ids)s::bigint[], %(times)s::timestamptz[], %(assess)s::timestamptz[]) as r(i, t, s) order by i
+on conflict (account_id) do update set
+    last_event_at = greatest(u.last_event_at, excluded.last_event_at), assess_at = least(u.assess_at, excluded.assess_at)
+where u.last_event_at < excluded.last_event_at - %(every)s::interval or u.assess_at > excluded.assess_at"""
 _LEAVE_STAGES = """
 update stage_history h set left_at = r.t from unnest(%(ids)s::bigint[], %(times)s::timestamptz[]) as r(i, t)
 where h.account_id = r.i and h.left_at is null"""

@@ -32,7 +32,7 @@ def load(
     rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted, "now": now}).all()
     known = [row[0] for row in rows]
     enrollments: dict[int, list[Enrollment]] = {}
-    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": known}):
+    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": known}).all():
         enrollments.setdefault(account_id, []).append(Enrollment(*values))
     rest = _rest(conn, known, metrics, now, False) if acting else {}
     return {row[1]: _account(row, enrollments=tuple(enrollments.get(row[0], ())), **rest.get(row[0], {})) for row in rows}
@@ -59,23 +59,23 @@ def _rest(conn: Connection, ids: Sequence[int], metrics: Iterable[str], now: dat
     """By account: contacts, usage of all `metrics`, and with `entering` the enrollments that have ended."""
     none = {metric: Usage() for metric in metrics}
     rest: dict[int, dict[str, Any]] = {ident: {"contacts": {}, "usage": none} for ident in ids}
-    for account_id, *values in conn.exec_driver_sql(_CONTACTS, {"ids": ids, "now": now}):
+    for account_id, *values in conn.exec_driver_sql(_CONTACTS, {"ids": ids, "now": now}).all():
         contact = _contact(values)
         rest[account_id]["contacts"][contact.key] = contact
     if none:
         days: dict[tuple[int, str], list[tuple[int, int]]] = {}
         lasts: dict[tuple[int, str], datetime] = {}
-        for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": now.date() - USAGE_KEPT}):
+        for account_id, metric, day, count, last in conn.exec_driver_sql(_USAGE, {"ids": ids, "since": now.date() - USAGE_KEPT}).all():
             days.setdefault((account_id, metric), []).append((day.toordinal(), count))
             lasts[account_id, metric] = max(lasts.get((account_id, metric), last), last)
         people: dict[tuple[int, str], list[tuple[int, str]]] = {}
-        for account_id, metric, day, contact in conn.exec_driver_sql(_PEOPLE, {"ids": ids, "since": now.date() - USAGE_KEPT}):
+        for account_id, metric, day, contact in conn.exec_driver_sql(_PEOPLE, {"ids": ids, "since": now.date() - USAGE_KEPT}).all():
             people.setdefault((account_id, metric), []).append((day.toordinal(), contact))
         for (account_id, metric), counts in days.items():
             usage = Usage(tuple(counts), lasts[account_id, metric], tuple(people.get((account_id, metric), ())))
             rest[account_id]["usage"] = {**rest[account_id]["usage"], metric: usage}
     if entering:
-        for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}):
+        for account_id, *values in conn.exec_driver_sql(_PAST, {"ids": ids}).all():
             rest[account_id]["past"] = (*rest[account_id].get("past", ()), Past(*values))
     return rest
 

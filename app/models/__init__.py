@@ -11,6 +11,7 @@ from app.models.customers import (
     membership,
     milestone,
     stage_history,
+    unassessed,
     usage_day,
     usage_person,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "task",
     "template",
     "token_key",
+    "unassessed",
     "usage_day",
     "usage_person",
     "worker",

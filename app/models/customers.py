@@ -29,16 +29,29 @@ account = Table(
     Column("health_band", Text),
     Column("health_at", Time),
     Column("created_at", Time, nullable=False),
-    Column("last_event_at", Time),
+    Column("last_event_at", Time),  # as of the last assessment; `unassessed` may know of a later one
     # Candidates: triggers that matched but read a value that was never set, kept open for 30 minutes.
     Column("candidates", Json, nullable=False, server_default=text("'[]'::jsonb")),
     # What watches have told already, by the watch's key: {"date:account.renewal_date:-7776000": "2026-06-01T00:00:00+00:00", …}.
     Column("watched", Json, nullable=False, server_default=text("'{}'::jsonb")),
     # The account's own next timer: a milestone falls overdue, a candidate expires, a date is reached, a daily re-evaluation.
     Column("due_at", Time),
-    Column("assess_at", Time),  # when its health is to be assessed next
+    Column("assess_at", Time),  # when its health is to be assessed next, if nothing happens before
     Index("ix_account_due", "partition", "due_at", postgresql_where=text("due_at is not null")),
     Index("ix_account_assess", "assess_at", postgresql_where=text("assess_at is not null")),
+    postgresql_with={"fillfactor": 90},  # room for the next state of a row beside it, so that most changes touch no index
+)
+
+unassessed = Table(
+    "unassessed",
+    metadata,
+    # Accounts that something happened to, until their health is assessed. Apart from `account`, whose rows are wide and have indexes:
+    # every event of an account that was quiet writes here. No foreign key, which would look every one of them up; whoever assesses
+    # removes rows of accounts that are gone.
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_event_at", Time, nullable=False),  # received, to the hour
+    Column("assess_at", Time, nullable=False),
+    Index("ix_unassessed_assess", "assess_at"),
 )
 
 stage_history = Table(
@@ -100,6 +113,7 @@ contact = Table(
     Column("created_at", Time, nullable=False),
     Column("last_seen_at", Time),  # kept to the day
     Index("ix_contact_person", "person", postgresql_where=text("person is not null")),
+    postgresql_with={"fillfactor": 90},
 )
 
 contact_alias = Table(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
-from app.rules.facts import Milestone
+from app.rules.facts import Milestone, renew
 from app.rules.turn import Turn
 from app.rules.watching import next_date
 
@@ -46,7 +45,7 @@ def fall_overdue(turn: Turn) -> None:
         if due > turn.now:
             return
         if still_expected(turn, name):
-            turn.set_milestone(name, replace(turn.account.milestones.get(name, Milestone()), overdue_at=due))
+            turn.set_milestone(name, renew(turn.account.milestones.get(name, Milestone()), overdue_at=due))
             turn.derive("nurture.milestone_overdue", f"overdue:{turn.account.key}:{name}", {"milestone": name}, at=due)
 
 

@@ -10,13 +10,13 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 from app.rules import shortfall
-from app.rules.facts import Account, Event, Milestone, Scope, Usage
+from app.rules.facts import Account, Event, Milestone, Scope, Usage, utc_day
 from app.rules.missing import MISSING, moment, plain
 from app.rules.shortfall import Clause, Shortfall
 
@@ -321,22 +321,28 @@ def _usage_getter(rest: Path, schema: Schema | None) -> Getter:
 
 def counted(usage: Usage, now: datetime, length: int, skip: int = 0) -> int:
     """How often within `length` UTC days, the newest of which lies `skip` days before that of `now`."""
-    newest = now.astimezone(UTC).date().toordinal() - skip
-    return sum(count for day, count in usage.days if newest - length < day <= newest)
+    newest = utc_day(now) - skip
+    total = 0
+    for day, count in usage.days:
+        if day <= newest - length:
+            break  # the newest stand first
+        if day <= newest:
+            total += count
+    return total
 
 
 def utilization(account: Account, now: datetime) -> float | None:
     """The share of the seats that people seen within the last 30 UTC days use; None where the seats are not known."""
     if not account.seats:
         return None
-    newest = now.astimezone(UTC).date().toordinal()
+    newest = utc_day(now)
     seen = (one.last_seen_at for one in account.contacts.values() if one.joined_at is not None and one.last_seen_at is not None)
-    return sum(newest - 30 < moment.astimezone(UTC).date().toordinal() <= newest for moment in seen) / account.seats
+    return sum(newest - 30 < utc_day(moment) <= newest for moment in seen) / account.seats
 
 
 def people_within(usage: Usage, now: datetime, length: int) -> int:
     """How many different contacts within the last `length` UTC days, today's included."""
-    newest = now.astimezone(UTC).date().toordinal()
+    newest = utc_day(now)
     return len({contact for day, contact in usage.people if newest - length < day <= newest})
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from app.rules.book import Version
-from app.rules.facts import Decision, Enrollment, Event, Scope, hash_id, hash_share
+from app.rules.facts import Decision, Enrollment, Event, Scope, hash_id, hash_share, renew
 from app.rules.steps import run
 from app.rules.turn import Turn
 
@@ -139,7 +138,7 @@ def open_candidate(turn: Turn, version: Version, event: Event, paths: list[str])
         if (of := turn.book.versions.get(oldest["version"])) is not None:
             refuse(turn, of, _event_of(oldest["entry"]), "audience", "missing", {"paths": oldest["missing"]})
         kept = kept[1:]
-    turn.account = replace(turn.account, candidates=(*kept, candidate))
+    turn.account = renew(turn.account, candidates=(*kept, candidate))
     evidence = {"event": event.name, "message_id": event.message_id, "paths": paths, "until": expires.isoformat()}
     turn.decisions.append(
         Decision("audience", "wait", "missing", turn.now, version.key, version.id, contact=event.contact, evidence=evidence)
@@ -172,7 +171,7 @@ def candidates(turn: Turn, roots: set[str]) -> None:
             done = True
         if not done:
             kept.append(candidate)
-    turn.account = replace(turn.account, candidates=tuple(kept))
+    turn.account = renew(turn.account, candidates=tuple(kept))
 
 
 def entry_of(event: Event) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -313,6 +313,11 @@ def _parts(kind: type) -> tuple[Callable, tuple[Callable, ...]]:
 
 
 _PARTS: dict[type, tuple[Callable, tuple[Callable, ...]]] = {}
+
+
+def utc_day(at: datetime) -> int:
+    """The ordinal of the UTC day: what usage and last-seen are counted by."""
+    return at.astimezone(UTC).toordinal()
 
 
 def hash_id(*parts: object) -> UUID:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from app.rules.facts import Account, Contact, Event
+from app.rules.facts import Account, Contact, Event, renew
 from app.rules.timing import zone
 
 TOUCHES = ("high", "mid", "smb")
@@ -37,9 +36,9 @@ def learn(account: Account, event: Event) -> tuple[Account, set[str]]:
         if event.kind == "identify":
             changed = _roles(contact_values(contact, event), account.key, event)
         if changed.joined_at is None:
-            changed = replace(changed, joined_at=event.occurred_at)
+            changed = renew(changed, joined_at=event.occurred_at)
         if changed is not contact:
-            account = replace(account, contacts={**account.contacts, contact.key: changed})
+            account = renew(account, contacts={**account.contacts, contact.key: changed})
             roots.add("contact")
     return account, roots
 
@@ -63,7 +62,7 @@ def contact_values(contact: Contact, event: Event) -> Contact:
         else:
             known = False
         _keep(traits, name, None if known else value)
-    return replace(contact, **fields, traits=traits, clocks=clocks)
+    return renew(contact, **fields, traits=traits, clocks=clocks)
 
 
 def _roles(contact: Contact, account: str, event: Event) -> Contact:
@@ -71,7 +70,7 @@ def _roles(contact: Contact, account: str, event: Event) -> Contact:
         return contact
     clock = f"roles@{account}"
     fresh, clocks = _fresh(contact.clocks, event, {clock: event.properties["roles"]})
-    return replace(contact, roles=role_names(fresh[clock]), clocks=clocks) if fresh else contact
+    return renew(contact, roles=role_names(fresh[clock]), clocks=clocks) if fresh else contact
 
 
 def normalise(address: object) -> str | None:
@@ -131,7 +130,7 @@ def _account_values(account: Account, event: Event) -> Account:
         else:
             known = False
         _keep(traits, name, None if known else value)
-    return replace(account, **fields, traits=traits, clocks=clocks)
+    return renew(account, **fields, traits=traits, clocks=clocks)
 
 
 def _fresh(clocks: Mapping[str, Any], event: Event, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,6 @@ once, at most 8 deep (DESIGN.md 4).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from app.rules import identity
@@ -28,6 +27,7 @@ from app.rules.facts import (
     Timer,
     Usage,
     renew,
+    utc_day,
 )
 from app.rules.steps import over, passes, recipients, run, state_holds, steer, step_due
 from app.rules.triggers import ENROLL_REQUESTED
@@ -170,7 +170,7 @@ def learn(turn: Turn, event: Event, roots: set[str]) -> None:
         known = turn.account.health.at
         if known is None or known <= event.occurred_at:  # what was found since is known already
             score, band = event.properties.get("score"), event.properties.get("band")
-            turn.account = replace(turn.account, health=Health(score, band, event.occurred_at))
+            turn.account = renew(turn.account, health=Health(score, band, event.occurred_at))
         roots.add("health")
     if event.kind == "track":
         if event.contact and event.mark is None and not event.own:
@@ -196,9 +196,9 @@ def joined(turn: Turn, event: Event) -> None:
 def seen(turn: Turn, event: Event) -> None:
     """When the contact was last seen, kept to the UTC day as the database keeps it."""
     contact = turn.account.contacts.get(event.contact)
-    if contact is not None and (contact.last_seen_at is None or contact.last_seen_at.date() < event.occurred_at.date()):
-        fresh = replace(contact, last_seen_at=event.occurred_at)
-        turn.account = replace(turn.account, contacts={**turn.account.contacts, contact.key: fresh})
+    if contact is not None and (contact.last_seen_at is None or utc_day(contact.last_seen_at) < utc_day(event.occurred_at)):
+        fresh = renew(contact, last_seen_at=event.occurred_at)
+        turn.account = renew(turn.account, contacts={**turn.account.contacts, contact.key: fresh})
 
 
 def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
@@ -206,13 +206,18 @@ def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
     if known is None and not turn.account.usage:
         return  # not loaded: nothing that could act reads it
     known = known or Usage()
-    day = event.occurred_at.date().toordinal()
-    days = dict(known.days)
-    days[day] = days.get(day, 0) + 1
+    day = utc_day(event.occurred_at)
     last = max(known.last_at or event.occurred_at, event.occurred_at)
     people = known.people if person is None or (day, person) in known.people else (*known.people, (day, person))
-    usage = Usage(tuple(sorted(days.items(), reverse=True)), last, people)
+    usage = Usage(_with_day(known.days, day), last, people)
     turn.account = renew(turn.account, usage={**turn.account.usage, metric: usage})
+
+
+def _with_day(days: tuple[tuple[int, int], ...], day: int) -> tuple[tuple[int, int], ...]:
+    """One more on that day. Nearly always it is the newest, which stands first."""
+    later = next((place for place, (one, _) in enumerate(days) if one <= day), len(days))
+    known = days[later][1] if later < len(days) and days[later][0] == day else 0
+    return (*days[:later], (day, known + 1), *days[later + (known > 0) :])
 
 
 def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:
@@ -222,7 +227,7 @@ def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:
             continue
         if rule.where is not None and not rule.where.test(turn.scope(event=event)):
             continue
-        turn.set_milestone(rule.name, replace(known, reached_at=event.occurred_at))
+        turn.set_milestone(rule.name, renew(known, reached_at=event.occurred_at))
         roots.add("milestone")
         properties = {"milestone": rule.name, "overdue": known.overdue_at is not None}
         turn.derive("nurture.milestone_reached", f"milestone:{turn.account.key}:{rule.name}", properties, cause=event)
@@ -269,7 +274,7 @@ def stage_over(turn: Turn) -> None:
         return
     account, rule = turn.account, turn.book.stages[turn.account.stage]
     mark = stage_mark(turn)
-    turn.account = replace(account, watched={**account.watched, "stage": mark})
+    turn.account = renew(account, watched={**account.watched, "stage": mark})
     properties = {"stage": rule.name, "entered_at": account.stage_entered_at.isoformat()}
     turn.derive("nurture.stage_overdue", f"stage_overdue:{account.key}:{mark}", properties, at=due)
     if rule.moves_on and rule.following:
@@ -279,7 +284,7 @@ def stage_over(turn: Turn) -> None:
 def enter_stage(turn: Turn, stage: str, why: str, event: Event | None) -> None:
     at = event.occurred_at if event else turn.now
     properties = {"stage": stage, "previous": turn.account.stage}
-    turn.account = replace(turn.account, stage=stage, stage_entered_at=at)
+    turn.account = renew(turn.account, stage=stage, stage_entered_at=at)
     turn.stages.append((stage, at, why))
     cause = event.message_id if event else at.isoformat()
     turn.derive("nurture.stage_entered", f"stage:{turn.account.key}:{stage}:{cause}", properties, cause=event)
@@ -292,7 +297,7 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
         return
     own = event.own and event.properties.get("enrollment") == str(enrollment.id)
     if own and event.name in ("nurture.survey_responded", "nurture.email_clicked"):
-        enrollment = turn.put(replace(enrollment, position=answered(version, enrollment, event)))
+        enrollment = turn.put(renew(enrollment, position=answered(version, enrollment, event)))
         roots = roots | {"response"}
     if own and event.name == STEERED:
         steer(turn, enrollment, event)
@@ -331,7 +336,7 @@ def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[s
     if goal is not None and enrollment.goal_at is None and goal_met(turn, version, enrollment, event, roots):
         within = goal.within is None or turn.now <= enrollment.entered_at + goal.within
         if within:
-            enrollment = turn.put(replace(enrollment, goal_at=turn.now))
+            enrollment = turn.put(renew(enrollment, goal_at=turn.now))
             turn.decide("goal", "yes", "goal_met", enrollment=enrollment)
             turn.tell(enrollment, "nurture.goal_met", f"goal:{enrollment.id}", {})
         if goal.then == "exit":
@@ -362,7 +367,7 @@ def message_settled(turn: Turn, enrollment: Enrollment, event: Event) -> None:
     open_messages = [one for one in enrollment.position.get("open", ()) if one != event.properties.get("message")]
     if open_messages == list(enrollment.position.get("open", ())):
         return
-    enrollment = turn.put(replace(enrollment, position={**enrollment.position, "open": open_messages}))
+    enrollment = turn.put(renew(enrollment, position={**enrollment.position, "open": open_messages}))
     if not open_messages:
         over(turn, enrollment, turn.node(enrollment))
 
@@ -389,7 +394,7 @@ def hear(turn: Turn, version: Version, enrollment: Enrollment, event: Event, own
             if wait in ahead and len(heard.get(wait, ())) < len(version.waits):
                 heard[wait] = [*heard.get(wait, ()), event.message_id]
         if heard != enrollment.position.get("heard", {}):
-            enrollment = turn.put(replace(enrollment, position={**enrollment.position, "heard": heard}))
+            enrollment = turn.put(renew(enrollment, position={**enrollment.position, "heard": heard}))
     if node is not None and node.event is None and node.kind == "wait_for" and state_holds(turn, node):
         passes(turn, enrollment, node, {"state": "reached"})
 

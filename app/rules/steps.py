@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,7 +10,7 @@ from uuid import UUID
 from app.rules.book import Node, Version
 from app.rules.conditions import value_of, values
 from app.rules.definition import MAIL_KINDS
-from app.rules.facts import Account, Contact, Enrollment, Event, Milestone, NewEffect, NewMessage, hash_id, hash_share
+from app.rules.facts import Account, Contact, Enrollment, Event, Milestone, NewEffect, NewMessage, hash_id, hash_share, renew
 from app.rules.lifecycle import TRANSACTIONAL
 from app.rules.moving import due_again, plan
 from app.rules.timing import at_wall_clock, days_later, next_open, zone_for
@@ -36,7 +35,7 @@ def go(turn: Turn, enrollment: Enrollment, step: str | None) -> None:
     if step is None:
         turn.end(enrollment, "finished", "finished")
         return
-    run(turn, turn.put(replace(enrollment, step=step, occurrence=1, position=kept(enrollment), due_at=None)))
+    run(turn, turn.put(renew(enrollment, step=step, occurrence=1, position=kept(enrollment), due_at=None)))
 
 
 def kept(enrollment: Enrollment) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def over(turn: Turn, enrollment: Enrollment, node: Node) -> None:
     since = enrollment.position.get("since") or turn.now.isoformat()
     first = datetime.fromisoformat(since)
     due = first + ((max(turn.now, turn.seen) - first) // repeat.every + 1) * repeat.every
-    turn.put(replace(enrollment, position={**kept(enrollment), "since": since, "kind": "repeat"}, due_at=due))
+    turn.put(renew(enrollment, position={**kept(enrollment), "since": since, "kind": "repeat"}, due_at=due))
 
 
 def once_more(turn: Turn, enrollment: Enrollment, node: Node) -> None:
@@ -86,7 +85,7 @@ def once_more(turn: Turn, enrollment: Enrollment, node: Node) -> None:
         go(turn, enrollment, node.next)
         return
     position = {**kept(enrollment), "since": enrollment.position["since"]}
-    run(turn, turn.put(replace(enrollment, occurrence=enrollment.occurrence + 1, position=position, due_at=None)))
+    run(turn, turn.put(renew(enrollment, occurrence=enrollment.occurrence + 1, position=position, due_at=None)))
 
 
 def stops_repeating(turn: Turn, enrollment: Enrollment, node: Node) -> bool:
@@ -145,7 +144,7 @@ def move(turn: Turn, enrollment: Enrollment, event: Event, reason: str) -> None:
     if stays and old.id == new.id:
         return  # moved already
     turn.decide("enrollment", "yes", reason, enrollment=enrollment, evidence={"from": old.number, "to": new.number, "step": step})
-    moved = turn.put(replace(enrollment, version=new.id))
+    moved = turn.put(renew(enrollment, version=new.id))
     if after is None:
         turn.end(moved, "exited", reason)
     elif stays:
@@ -165,16 +164,16 @@ def keep_waiting(turn: Turn, enrollment: Enrollment, before: Node, after: Node) 
     where, _ = zone_for(turn.account, contact, turn.book.lifecycle.timezone)
     due = due_again(before, after, enrollment.due_at, where)
     if due is None:
-        run(turn, turn.put(replace(enrollment, due_at=None)))
+        run(turn, turn.put(renew(enrollment, due_at=None)))
     elif due != enrollment.due_at:
-        turn.put(replace(enrollment, due_at=max(due, turn.now)))
+        turn.put(renew(enrollment, due_at=max(due, turn.now)))
 
 
 def passes(turn: Turn, enrollment: Enrollment, node: Node, evidence: dict[str, Any]) -> None:
     turn.decide("wait_for", "yes", "event_came", enrollment=enrollment, step=node.id, evidence=evidence)
     used, heard = evidence.get("message_id"), enrollment.position.get("heard", {})
     heard = {wait: left for wait, ids in heard.items() if wait != node.id and (left := [one for one in ids if one != used])}
-    go(turn, turn.put(replace(enrollment, position={**enrollment.position, "heard": heard})), node.next)
+    go(turn, turn.put(renew(enrollment, position={**enrollment.position, "heard": heard})), node.next)
 
 
 def state_holds(turn: Turn, node: Node) -> bool:
@@ -245,7 +244,7 @@ def do_email(turn: Turn, enrollment: Enrollment, node: Node) -> None:
     if node.reminded:
         got = position.get("got", {})
         position["got"] = {**got, node.id: {**got.get(node.id, {}), **{one.contact: one.occurrence for one in made}}}
-    turn.put(replace(enrollment, position=position, due_at=None))
+    turn.put(renew(enrollment, position=position, due_at=None))
 
 
 def write(turn: Turn, enrollment: Enrollment, node: Node, version: Version, contact: Contact) -> NewMessage:
@@ -294,13 +293,13 @@ def wait_for_recipient(turn: Turn, enrollment: Enrollment, node: Node, version: 
         return
     until = turn.now + version.campaign.recipient_wait
     turn.decide("recipient", "wait", "nobody_reachable", enrollment=enrollment, step=node.id, evidence={"until": until.isoformat()})
-    turn.put(replace(enrollment, position={**enrollment.position, "kind": "recipient"}, due_at=until))
+    turn.put(renew(enrollment, position={**enrollment.position, "kind": "recipient"}, due_at=until))
 
 
 def do_wait(turn: Turn, enrollment: Enrollment, node: Node) -> None:
     spec = node.step.wait
     if spec.span is not None:
-        turn.put(replace(enrollment, due_at=turn.now + spec.span))
+        turn.put(renew(enrollment, due_at=turn.now + spec.span))
         return
     contact = turn.account.contacts.get(enrollment.contact or enrollment.entry.get("contact") or "")
     where, whose = zone_for(turn.account, contact, turn.book.lifecycle.timezone)
@@ -326,7 +325,7 @@ def until(turn: Turn, enrollment: Enrollment, node: Node, moment: datetime, evid
     """Waits for a moment of the calendar; the ledger says which, and by whose clock."""
     evidence = {"until": moment.isoformat(), **evidence}
     turn.decide("wait", "wait", "waits_until", enrollment=enrollment, step=node.id, evidence=evidence)
-    turn.put(replace(enrollment, due_at=moment))
+    turn.put(renew(enrollment, due_at=moment))
 
 
 def past_moment(turn: Turn, enrollment: Enrollment, node: Node, choice: str) -> None:
@@ -346,7 +345,7 @@ def do_wait_for(turn: Turn, enrollment: Enrollment, node: Node) -> None:
         passes(turn, enrollment, node, {"event": node.event, "message_id": heard[node.id][0]})
     else:
         grace = CLICK_GRACE if node.step.wait_for.click else timedelta(0)
-        turn.put(replace(enrollment, due_at=turn.now + node.step.wait_for.timeout + grace))
+        turn.put(renew(enrollment, due_at=turn.now + node.step.wait_for.timeout + grace))
 
 
 def do_branch(turn: Turn, enrollment: Enrollment, node: Node) -> None:
@@ -374,7 +373,7 @@ def do_split(turn: Turn, enrollment: Enrollment, node: Node) -> None:
             break
     turn.decide("split", "yes", "arm_drawn", enrollment=enrollment, step=node.id, evidence={"arm": name})
     arms = {**enrollment.position.get("arms", {}), node.id: name}
-    go(turn, turn.put(replace(enrollment, position={**enrollment.position, "arms": arms})), step)
+    go(turn, turn.put(renew(enrollment, position={**enrollment.position, "arms": arms})), step)
 
 
 def do_effect(turn: Turn, enrollment: Enrollment, node: Node) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from app.rules.book import Book, Node
-from app.rules.facts import Account, Decision, Enrollment, Event, Milestone, NewEffect, NewMessage, Past, Scope
+from app.rules.facts import Account, Decision, Enrollment, Event, Milestone, NewEffect, NewMessage, Past, Scope, renew
 
 DEEPEST = 8
 
@@ -56,7 +55,7 @@ class Turn:
         return enrollment
 
     def end(self, enrollment: Enrollment, state: str, reason: str) -> None:
-        ended = replace(enrollment, state=state, end_reason=reason, ended_at=self.now, due_at=None, step=None)
+        ended = renew(enrollment, state=state, end_reason=reason, ended_at=self.now, due_at=None, step=None)
         self.active.pop(enrollment.id, None)
         self.changed[enrollment.id] = ended
         self.past.append(Past(ended.campaign, ended.contact, ended.shadow, self.now))
@@ -130,4 +129,4 @@ class Turn:
         self.queue.append(event)
 
     def set_milestone(self, name: str, value: Milestone) -> None:
-        self.account = replace(self.account, milestones={**self.account.milestones, name: value})
+        self.account = renew(self.account, milestones={**self.account.milestones, name: value})

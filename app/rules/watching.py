@@ -8,13 +8,12 @@ What had happened more than three days before anybody looked is marked `too_old`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.rules.book import DateWatch
 from app.rules.conditions import counted, utilization
-from app.rules.facts import TRIGGER_MAX_AGE, Contact, Scope
+from app.rules.facts import TRIGGER_MAX_AGE, Contact, Scope, renew
 from app.rules.timing import midnight
 from app.rules.triggers import UsageTrigger
 from app.rules.turn import Turn
@@ -180,12 +179,12 @@ def _tell(turn: Turn, name: str, message_id: str, properties: dict[str, Any], at
 
 def _remember(turn: Turn, key: str, value: str) -> None:
     if turn.account.watched.get(key) != value:
-        turn.account = replace(turn.account, watched={**turn.account.watched, key: value})
+        turn.account = renew(turn.account, watched={**turn.account.watched, key: value})
 
 
 def _forget(turn: Turn, key: str) -> None:
     if key in turn.account.watched:
-        turn.account = replace(turn.account, watched={name: value for name, value in turn.account.watched.items() if name != key})
+        turn.account = renew(turn.account, watched={name: value for name, value in turn.account.watched.items() if name != key})
 
 
 def _today(turn: Turn) -> str:

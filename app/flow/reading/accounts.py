@@ -22,7 +22,8 @@ _SORTS: dict[str, tuple[str, tuple[str, ...], tuple[type, ...]]] = {
 }
 
 _COLUMNS = """a.id, a.external_id, a.name, a.touch, a.stage, a.stage_entered_at, a.health_score, a.health_band, a.health_at,
-  a.owner_name, a.owner_email, a.timezone, a.seats, a.renewal_date, a.created_at, a.last_event_at,
+  a.owner_name, a.owner_email, a.timezone, a.seats, a.renewal_date, a.created_at,
+  greatest(a.last_event_at, (select u.last_event_at from unassessed u where u.account_id = a.id)) as last_event_at,
   lower(coalesce(a.name, a.external_id)) as sort_name, coalesce(a.health_score, 1000) as sort_health"""
 
 
