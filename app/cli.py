@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -138,6 +139,7 @@ def _keys_revoke(args: argparse.Namespace) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     from app import doctor
+    from app.finding import Finding
 
     if args.retry:
         with installation(args) as (settings, engine), engine.begin() as conn:
@@ -147,9 +149,9 @@ def _doctor(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         try:
             settings, engine = stack.enter_context(installation(args))
-            findings = doctor.examine(settings, engine, datetime.now(UTC))
+            findings = doctor.examine(settings, engine, datetime.now(UTC), args.dns)
         except (StartError, DBAPIError) as error:
-            findings = [doctor.Finding("database", False, str(getattr(error, "orig", None) or error).strip())]
+            findings = [Finding("database", False, str(getattr(error, "orig", None) or error).strip())]
     show(args, [finding.as_dict() for finding in findings], "\n".join(str(finding) for finding in findings))
     return 0 if all(finding.good for finding in findings) else 1
 
@@ -304,6 +306,26 @@ def _render_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the HTML into a file")
 
 
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retry", metavar="ID|all", help="try parked occurrences again")
+    parser.add_argument(
+        "--dns",
+        type=_dns,
+        metavar="ADDRESS[:PORT]",
+        help="ask this server for the records of senders' domains, without a relay, too",
+    )
+
+
+def _dns(text: str) -> object:
+    from app.providers.dns import Dns
+
+    address, sign, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "")
+    try:
+        return Dns([(str(ip_address(address)), _port(port) if sign else 53)])
+    except ValueError:
+        raise argparse.ArgumentTypeError("an address such as 9.9.9.9 or 127.0.0.1:5353") from None
+
+
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="what `nurture backup` wrote")
     parser.add_argument("--as-it-was", action="store_true", help="leave live campaigns live: nothing was sent after the backup")
@@ -339,7 +361,7 @@ COMMANDS: list[Command] = [
         ("doctor",),
         "look whether everything is well; exit code 1 if it is not",
         _doctor,
-        lambda p: p.add_argument("--retry", metavar="ID|all", help="try parked occurrences again"),
+        _doctor_arguments,
     ),
     Command(("explain",), "say why each message was or was not sent to a contact", ask.explain, ask.explain_arguments),
     Command(("hold", "add"), "send an account or a contact nothing but transactional mail", ask.hold_add, ask.hold_arguments),

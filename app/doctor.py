@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import urlsplit
 
 import redis
 from sqlalchemy import Connection, Engine, text
 
-from app.config import Settings
+from app import mail_doctor
+from app.config import Settings, is_loopback
 from app.errors import InputError, NotFound
+from app.finding import Finding
+from app.flow import mime
+from app.providers.dns import Dns
+from app.providers.smtp import Smtp, Timeouts
+from app.rules.lifecycle import Lifecycle
 from app.rules.reasons import sentence
 
 WAITS_TOO_LONG = timedelta(minutes=5)
 CLOCKS_APART = timedelta(seconds=5)
 FREE_AT_LEAST = 2**30
+PATIENCE = Timeouts(connect=5, command=5)  # whoever asks the doctor wants an answer
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at: what, whether it is well, and what was seen (with what to do when it is not)."""
-
-    what: str
-    good: bool
-    seen: str
-
-    def as_dict(self) -> dict:
-        return {"what": self.what, "good": self.good, "seen": self.seen}
-
-    def __str__(self) -> str:
-        return f"{'ok     ' if self.good else 'PROBLEM'}  {self.what:<18}{self.seen}"
-
-
-def examine(settings: Settings, engine: Engine, now: datetime) -> list[Finding]:
-    """Looks at everything. Changes nothing. `now` is this machine's time."""
+def examine(settings: Settings, engine: Engine, now: datetime, dns: Dns | None = None) -> list[Finding]:
+    """Looks at everything. Changes nothing, sends nothing. `now` is this machine's time; `dns` asks other servers than this machine's."""
     with engine.connect() as conn:
-        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *_relay(settings)]
+        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *_way_out(conn, settings, dns)]
 
 
 def retry(conn: Connection, which: str, now: datetime) -> int:
@@ -125,14 +114,22 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", free >= FREE_AT_LEAST, f"{free / 2**30:.1f} GB free at {settings.home}")
 
 
-def _relay(settings: Settings) -> Iterator[Finding]:
+def _way_out(conn: Connection, settings: Settings, dns: Dns | None) -> Iterator[Finding]:
+    """The relay, and the domains that mail comes from. Their records matter once mail leaves this machine, or when `dns` is given."""
     if not settings.smtp_url:
         yield Finding("relay", True, "no SMTP_URL: mail goes to the outbox")
+    else:
+        transport = Smtp(settings.smtp_url, timeouts=PATIENCE)
+        yield mail_doctor.relay(transport)
+        dns = dns or (None if is_loopback(transport.host) else Dns())
+    if dns is None:
         return
-    parts = urlsplit(settings.smtp_url)
-    place = (parts.hostname, parts.port or (465 if parts.scheme == "smtps" else 587))
-    try:
-        socket.create_connection(place, timeout=5).close()
-        yield Finding("relay", True, f"{place[0]}:{place[1]} accepts connections")
-    except OSError as error:
-        yield Finding("relay", False, f"{place[0]}:{place[1]} cannot be reached: {error}. Mail waits; see SMTP_URL")
+    for domain in _sender_domains(conn):
+        yield from mail_doctor.domain(dns, domain)
+
+
+def _sender_domains(conn: Connection) -> list[str]:
+    """Of all senders; a CSM's own address is used only at one of them."""
+    definition = conn.execute(text("select definition from lifecycle_version order by id desc limit 1")).scalar()
+    senders = Lifecycle.model_validate(definition).senders.values() if definition else ()
+    return sorted({mime.address(one.email, "From").rpartition("@")[2].lower() for one in senders})

@@ -14,7 +14,8 @@
     ├── NotFound                a thing named by the caller does not exist
     ├── RenderSkip              a message must not be sent as it would have a hole; carries the reason
     ├── SendError               a transport did not take a message; carries the phase and the class
-    └── CallError               a call of another system got no answer; carries the class
+    ├── CallError               a call of another system got no answer; carries the class
+    └── DnsAway                 no DNS server answers, which says nothing of the name that was asked for
 
 `InputError` is the caller's fault and becomes a 4xx; every other one is ours and becomes a 5xx, a parked occurrence or a stop at
 start-up.
@@ -132,3 +133,7 @@ class CallError(NurtureError):
         super().__init__(problem)
         self.outcome = outcome
         self.problem = problem
+
+
+class DnsAway(NurtureError):
+    """No DNS server answers: nothing is known of the name."""
