@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from app.errors import SettingError
 PRODUCT = "Nurture"
 VERSION = "0.1.0"
 CODE = Path(__file__).resolve().parent.parent
+
+_DOMAIN = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Settings:
     base_url        the public address of the links in mails, without a slash at the end
     secret_key      signs sessions of the console; made once and kept in the home when not given
     campaigns       folder with `lifecycle.yaml`
+    inbound_domain  the domain whose mail reaches this installation: bounces, unsubscribe mails and answers to `b+…`, `u+…` and `r+…`;
+                    None: mail names no address of ours
     allow_hosts     places that alerts and webhooks may call besides public ones over https (X-22): (scheme, host, port)
     """
 
@@ -41,6 +46,7 @@ class Settings:
     base_url: str
     secret_key: str
     campaigns: Path
+    inbound_domain: str | None = None
     allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
 
     @property
@@ -70,6 +76,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         base_url=_base_url(base_url),
         secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
         campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
+        inbound_domain=_inbound_domain(overrides.get("inbound_domain") or env.get("NURTURE_INBOUND_DOMAIN")),
         allow_hosts=_allow_hosts(overrides.get("allow_hosts") or env.get("NURTURE_ALLOW_HOSTS")),
     )
 
@@ -83,6 +90,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SMTP_URL": settings.smtp_url,
         "NURTURE_BASE_URL": settings.base_url,
         "NURTURE_CAMPAIGNS": str(settings.campaigns),
+        "NURTURE_INBOUND_DOMAIN": settings.inbound_domain,
         "NURTURE_ALLOW_HOSTS": " ".join(f"{scheme}://{host}:{port}" for scheme, host, port in sorted(settings.allow_hosts)),
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
@@ -152,6 +160,17 @@ def _campaigns(value: str | os.PathLike | None) -> Path:
     if not folder.is_dir():
         raise SettingError("NURTURE_CAMPAIGNS", f"{folder} is not a folder")
     return folder
+
+
+def _inbound_domain(value: str | None) -> str | None:
+    """In small letters, without a dot at the end. An address at it stands in envelopes, so it is ASCII; 210 characters leave room for the
+    local part in a path of 256 (M-12)."""
+    if not value:
+        return None
+    domain = value.strip().rstrip(".").lower()
+    if len(domain) > 210 or not _DOMAIN.fullmatch(domain):
+        raise SettingError("NURTURE_INBOUND_DOMAIN", "must be the name of a domain, such as bounce.example.com (xn--… for other letters)")
+    return domain
 
 
 def _allow_hosts(value: str | None) -> frozenset[tuple[str, str, int]]:

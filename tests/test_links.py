@@ -1,6 +1,7 @@
 """The tokens of links in mails: email-standards 4.6, K-01 to K-05."""
 
 import base64
+import re
 import time
 from datetime import timedelta
 from itertools import product
@@ -12,7 +13,9 @@ from conftest import NOW
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.flow.links import KINDS, MAX_INDEX, Keyring, Links, load_keyring
+from app.config import load
+from app.errors import SettingError
+from app.flow.links import KINDS, MAILBOXES, MAX_INDEX, Keyring, Links, load_keyring
 from app.models import token_key
 
 RING = Keyring({1: b"a" * 32, 2: b"b" * 32}, 2)
@@ -128,3 +131,51 @@ def _seconds(call):
     for _ in range(2000):
         call()
     return time.perf_counter() - start
+
+
+# Addresses that mail comes back to ------------------------------------------------------------------------------------
+
+
+@given(message=st.uuids(), kind=st.sampled_from(sorted(MAILBOXES)))
+def test_m12_an_address_names_its_message_and_fits_an_envelope(message, kind):
+    address = LINKS.mailbox(message, kind, "bounce.example.com")
+    local, _, domain = address.partition("@")
+    assert domain == "bounce.example.com" and len(local) == 42 <= 64 and re.fullmatch(r"[bur]\+[a-z2-7]{40}", local)
+    for seen in (address, address.upper(), local, f" {local} "):
+        assert LINKS.read_mailbox(seen) == (kind, message)
+
+
+@pytest.mark.parametrize(("made", "read"), list(product(MAILBOXES, MAILBOXES)))
+def test_u11_a_token_of_an_address_is_good_for_its_own_kind_only(made, read):
+    token = LINKS.short_token(MESSAGE, made)
+    assert LINKS.read_short(token, read) == (MESSAGE if made == read else None)
+    address = f"{MAILBOXES[read]}+{token}@bounce.example.com"
+    assert LINKS.read_mailbox(address) == ((read, MESSAGE) if made == read else None)
+
+
+def test_an_address_that_was_not_made_here_names_nothing():
+    token = LINKS.short_token(MESSAGE)
+    raw = bytearray(base64.b32decode(token.upper()))
+    for bit in range(len(raw) * 8):
+        raw[bit // 8] ^= 1 << bit % 8
+        assert LINKS.read_short(base64.b32encode(bytes(raw)).decode()) is None
+        raw[bit // 8] ^= 1 << bit % 8
+    for address in ("", "b", "b+", f"b+{token[:-1]}", f"b+{token}a", f"x+{token}", f"b-{token}", f"b+ {token}", "b+" + "ſ" * 40):
+        assert LINKS.read_mailbox(address) is None
+
+
+def test_a_new_key_leaves_the_addresses_of_old_mails_good():
+    old = Links("https://mail.example.com", Keyring({1: b"a" * 32}, 1)).mailbox(MESSAGE, "bounce", "bounce.example.com")
+    assert LINKS.read_mailbox(old) == ("bounce", MESSAGE)
+    assert Links("https://mail.example.com", Keyring({2: b"b" * 32}, 2)).read_mailbox(old) is None
+
+
+def test_the_domain_of_these_addresses_is_a_setting(tmp_path):
+    def domain(value):
+        return load({"NURTURE_HOME": str(tmp_path), "NURTURE_INBOUND_DOMAIN": value}).inbound_domain
+
+    assert domain("") is None
+    assert domain("Bounce.Example.com.") == "bounce.example.com" and domain("b.xn--bcher-kva.example") == "b.xn--bcher-kva.example"
+    for wrong in ("localhost", "b@example.com", "bücher.example", "b..example.com", "-b.example.com", "a." * 120 + "com", "x y.example"):
+        with pytest.raises(SettingError, match="NURTURE_INBOUND_DOMAIN"):
+            domain(wrong)

@@ -1,14 +1,16 @@
-"""The links in mails: addresses that carry a signed token, and the reading of it.
+"""The links in mails and the addresses that mail about them comes back to: both carry a signed token, and both are read here.
 
 A token names a message, what the link is for, and the number of the link in the mail; nothing else, and no personal data (K-03).
 Layout (email-standards 4.6): `kid(1) | type(1) | message uuid(16) | index(2) | HMAC-SHA256 truncated to 16`, base64url, 48 characters.
+In the local part of an address, which has 64 octets and no case that could be relied on: `kid(1) | message uuid(16) | HMAC-SHA256
+truncated to 8`, base32 in small letters, 40 characters, with a key of its own for each kind of address.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b32decode, b32encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +26,13 @@ from app.models import token_key
 # The type bytes are in mails that people keep for years: never renumber, never reuse.
 KINDS: Mapping[str, int] = {"click": 1, "open": 2, "unsubscribe": 3, "preferences": 4, "survey": 5, "view": 6}
 MAX_INDEX = 0x0FFF
+# What stands before the plus sign of an address, by what the address is for. In mails that people keep for years, too.
+MAILBOXES: Mapping[str, str] = {"bounce": "b", "unsubscribe": "u", "reply": "r"}
 
 _BODY = Struct(">BB16sH")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{48}")
+_SHORT = re.compile(r"[a-z2-7]{40}")
+_LOCAL_PART = re.compile(r"([bur])\+([a-z2-7]{40})")
 _NO_KEY = bytes(32)
 
 
@@ -56,6 +62,7 @@ class Links:
         self.keyring = keyring
         # A key per purpose, so that the type is bound twice: by the key and by the signed byte (K-01, K-02).
         self._keys = {(kid, kind): derive(secret, "link/" + name) for kid, secret in keyring.keys.items() for name, kind in KINDS.items()}
+        self._mail_keys = {(kid, kind): derive(secret, "mail/" + kind) for kid, secret in keyring.keys.items() for kind in MAILBOXES}
 
     def click(self, message_id: UUID, index: int) -> str:
         """The tracked link number `index` (0 to 4095) of a message."""
@@ -103,6 +110,38 @@ class Links:
     def knows(self, token: str) -> bool:
         """Whether the key that `token` claims to be signed with is in the ring: if not, a newer ring may have it."""
         return not _TOKEN.fullmatch(token) or urlsafe_b64decode(token)[0] in self.keyring.keys
+
+    def mailbox(self, message_id: UUID, kind: str, domain: str) -> str:
+        """The address at `domain` to which mail about a message comes back: `bounce` is the envelope sender (M-12), `unsubscribe` the
+        one in List-Unsubscribe (U-11), `reply` the one for Reply-To (I-05). The local part has 42 characters."""
+        return f"{MAILBOXES[kind]}+{self.short_token(message_id, kind)}@{domain}"
+
+    def short_token(self, message_id: UUID, kind: str = "bounce") -> str:
+        """The token of such an address: 40 characters, a to z and 2 to 7. That of kind `bounce` is the one for headers and for the
+        metadata that providers send back."""
+        body = bytes((self.keyring.current,)) + message_id.bytes
+        key = self._mail_keys[self.keyring.current, kind]
+        return b32encode(body + hmac.digest(key, body, "sha256")[:8]).decode().lower()
+
+    def read_mailbox(self, address: str) -> tuple[str, UUID] | None:
+        """The kind of an address, or of its local part, and the message that it names; None unless it was signed here. Letters may have
+        become capitals on the way."""
+        found = _LOCAL_PART.fullmatch(address.partition("@")[0].strip().lower())
+        if found is None:
+            return None
+        kind = next(name for name, letter in MAILBOXES.items() if letter == found[1])
+        message = self.read_short(found[2], kind)
+        return message and (kind, message)
+
+    def read_short(self, token: str, kind: str = "bounce") -> UUID | None:
+        """The message of a short token signed here for `kind`; else None, whatever is wrong with it (K-05)."""
+        token = token.strip().lower()
+        if not _SHORT.fullmatch(token):
+            return None
+        raw = b32decode(token.upper())
+        key = self._mail_keys.get((raw[0], kind))
+        same = hmac.compare_digest(hmac.digest(key or _NO_KEY, raw[:17], "sha256")[:8], raw[17:])
+        return UUID(bytes=raw[1:17]) if same and key is not None else None
 
     def nonce(self, token: str, purpose: str) -> str:
         """A value that only a page made for `token` can know: what a form posts back instead of a cookie (Q-06)."""
