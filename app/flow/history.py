@@ -228,7 +228,8 @@ with people as ({_PEOPLE})
 select person, scope, created_at, lifted_at from suppression s
 where person in (select person from people) and created_at <= %(until)s
   and not exists (select from delivery_event d
-                  where d.kind = 'rejected' and s.reason = 'bounced' and d.message_id::text = s.evidence ->> 'message')
+                  where d.kind = 'rejected' and d.key like 'attempt:%%' and s.reason = 'bounced'
+                    and d.message_id::text = s.evidence ->> 'message')
 order by created_at, id"""
 _ASSESSMENTS = """
 select a.external_id, h.score, h.band, h.at from health_score h join account a on a.id = h.account_id

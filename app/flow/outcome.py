@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Row, select
 
 from app.db import insert_rows
 from app.flow import reservations
+from app.flow.closing import Closing, close, give_up
 from app.flow.ingest import Own, raise_own
-from app.models import decision, delivery_event, installation, suppression
+from app.models import decision, delivery_event, installation
 from app.rules.delivery import Ending
 
 
@@ -65,6 +66,17 @@ with done as (
     where m.id = any(%(ids)s) and m.state = 'in_dot'
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.attempts, m.version_id
 )"""
+_RESOLVE = """
+with proved as (
+    select m.id, coalesce(
+        (select d.kind from delivery_event d
+          where d.message_id = m.id and (d.detail ? 'source' or d.kind in ('opened', 'clicked', 'unsubscribed')) order by d.id limit 1),
+        (select h.kind from hit h where h.message_id = m.id order by h.id limit 1)) as proof
+    from message m where m.id = any(%(ids)s) and m.state = 'unknown'
+)
+update message m set state = 'sent', reason = null from proved p
+where m.id = p.id and p.proof is not null and m.state = 'unknown'
+returning m.id, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.version_id, p.proof"""
 _SKIP = """
 with done as (
     update message m set state = 'skipped', reason = %(reason)s, settled_at = %(now)s
@@ -89,12 +101,10 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
     ours = [one for one in outcomes if one.claimed.id in done]
     insert_rows(conn, delivery_event, [_event(one) for one in ours if one.ending.event], conflict="do nothing")
     insert_rows(conn, decision, [_decision(one) for one in ours if _is_news(one)])
-    insert_rows(
-        conn,
-        suppression,
-        [_suppression(one) for one in ours if one.ending.suppress and one.person],
-        conflict="(person, scope) where lifted_at is null do nothing",
-    )
+    close(conn, [_closing(one) for one in ours if one.ending.suppress and one.person], now)
+    doubtful = {one.person: [one.claimed.contact_id] for one in ours if one.person and _is_doubtful(one.ending)}
+    give_up(conn, doubtful, now)
+    resolve(conn, [row.id for row in done.values() if row.state == "unknown"], now)
     reservations.give_back(conn, [row.id for row in done.values() if row.state in ("due", "skipped")], now)
     reservations.look_again(conn, [(one.claimed.id, other) for one in ours for other in one.filled_by], now)
     return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
@@ -114,9 +124,20 @@ def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime)
         ],
         conflict="do nothing",
     )
-    insert_rows(conn, decision, [_ledger(row, now, "send", "no", "worker_died", {}) for row in done])
+    insert_rows(conn, decision, [ledger(row, now, "send", "no", "worker_died", {}) for row in done])
+    resolve(conn, [row.id for row in done], now)
     partitions = conn.execute(select(installation.c.partitions)).scalar_one()
     return raise_own(conn, [_settled(row, now) for row in done], now, partitions)
+
+
+def resolve(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> int:
+    """Of these, the messages whose fate nobody knew and of which something has come back since are `sent` (S-05): a report, an answer, or
+    somebody or something that fetched one of their links. Returns how many. Their campaigns went on when they became unknown."""
+    if not message_ids:
+        return 0
+    done = conn.exec_driver_sql(_RESOLVE, {"ids": list(message_ids)}).all()
+    insert_rows(conn, decision, [ledger(row, now, "send", "yes", "proved_sent", {"by": row.proof}) for row in done])
+    return len(done)
 
 
 def skip_due(
@@ -126,7 +147,7 @@ def skip_due(
     that reason, said to their campaigns. Returns how many, and the partitions to ring."""
     about = {"campaign": campaign_id, "now": now, "reason": reason, "every": every}
     done = conn.exec_driver_sql(_SKIP + _NAMED, about).all()
-    insert_rows(conn, decision, [_ledger(row, now, "campaign", "no", reason, {}) for row in done])
+    insert_rows(conn, decision, [ledger(row, now, "campaign", "no", reason, {}) for row in done])
     return len(done), raise_own(conn, [_settled(row, now) for row in done], now, partitions)
 
 
@@ -167,10 +188,11 @@ def _is_news(one: Outcome) -> bool:
 def _decision(one: Outcome) -> dict[str, Any]:
     verdict = one.verdict or ("wait" if one.ending.state == "due" else "no")
     evidence = {"reply": one.reply, **one.evidence} if one.reply else dict(one.evidence)
-    return _ledger(one.claimed, one.at, one.gate, verdict, one.ending.reason, evidence)
+    return ledger(one.claimed, one.at, one.gate, verdict, one.ending.reason, evidence)
 
 
-def _ledger(row: Row, at: datetime, gate: str, verdict: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
+def ledger(row: Row, at: datetime, gate: str, verdict: str, reason: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of the ledger about a message; `row` has its ids."""
     return {
         "at": at,
         "account_id": row.account_id,
@@ -187,14 +209,13 @@ def _ledger(row: Row, at: datetime, gate: str, verdict: str, reason: str, eviden
     }
 
 
-def _suppression(one: Outcome) -> dict[str, Any]:
-    return {
-        "person": one.person,
-        "scope": "bounced",
-        "reason": "bounced",
-        "evidence": {"message": str(one.claimed.id), "reply": one.reply},
-        "created_at": one.at,
-    }
+def _closing(one: Outcome) -> Closing:
+    return Closing(one.person, "bounced", "bounced", {"message": str(one.claimed.id), "reply": one.reply})
+
+
+def _is_doubtful(ending: Ending) -> bool:
+    """Whether the message ended in a way that says something of the address, if it is not the only one."""
+    return ending.state == "skipped" and ending.sort in ("host", "soft", "full")
 
 
 def _settled(row: Row, now: datetime) -> Own:

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, text
 
 from app.db import insert_rows
 from app.errors import InputError, SurveyClosed, TooOften
+from app.flow.closing import Closing, close
 from app.flow.ingest import Own, raise_own
-from app.models import consent, delivery_event, suppression
+from app.models import consent, delivery_event
 from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
 from app.rules.triggers import SCALES
 
@@ -25,7 +26,7 @@ OPEN_TRACKING, CLICK_TRACKING = "open_tracking", "click_tracking"
 COMMENT_LENGTH = 4000
 REVISIONS_PER_HOUR = 12
 
-_FOR_GOOD = ("bounced", "complained")
+_FOR_GOOD = ("bounced", "soft_limit", "complained")
 _lifecycles: dict[str, Lifecycle] = {}
 
 
@@ -144,14 +145,11 @@ def unsubscribe(conn: Connection, message: Message, scope: str, now: datetime, *
     if scope == TRANSACTIONAL:
         return False
     evidence = {"message": str(message.id), "campaign": message.campaign, "step": message.step}
-    rows = [
-        {"person": person, "scope": scope, "reason": "unsubscribed", "evidence": {**evidence, "method": method}, "created_at": now}
-        for person in message.people
-    ]
-    closed = insert_rows(conn, suppression, rows, conflict="(person, scope) where lifted_at is null do nothing", returning=("id", "person"))
+    closings = [Closing(person, scope, "unsubscribed", {**evidence, "method": method}) for person in message.people]
+    closed = close(conn, closings, now)
     if not closed:
         return False
-    _log(conn, [person for _, person in closed], {scope: False}, now, method, {**evidence, "network": network})
+    _log(conn, [one.person for one in closed], {scope: False}, now, method, {**evidence, "network": network})
     event = {
         "message_id": message.id,
         "kind": "unsubscribed",

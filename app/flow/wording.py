@@ -44,6 +44,20 @@ def payload(effect: NewEffect, account: Account, campaign: str) -> dict[str, Any
     return _alert(effect, account, campaign) if effect.kind == "alert" else _webhook(effect, account, campaign)
 
 
+def notice(to: str, owner: tuple[str | None, str | None], text: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The payload of an alert that says `text`: its first line is the subject, after the account's name if that is not in it. `owner` is
+    (name, address); `about` has the keys and names of account, contact and campaign, and the step."""
+    text = _short(_CONTROLS.sub("", text.replace("\r\n", "\n")), TEXT_LIMIT)
+    first, name = text.strip().partition("\n")[0], about["account_name"] or about["account"]
+    return {
+        "to": to,
+        "owner": {"name": owner[0], "email": owner[1]},
+        "subject": _short(one_line(first if name in first else f"{name}: {first}"), SUBJECT_LIMIT),
+        "text": text,
+        "about": dict(about),
+    }
+
+
 def task(effect: NewEffect, account: Account) -> dict[str, Any]:
     """The columns of a task that its step decides: what, whose, by when, and its state. An account without an owner gives it to nobody."""
     spec = effect.spec
@@ -59,24 +73,16 @@ def task(effect: NewEffect, account: Account) -> dict[str, Any]:
 
 
 def _alert(effect: NewEffect, account: Account, campaign: str) -> dict[str, Any]:
-    text = fill(effect.spec["text"], effect.values)
-    contact = account.contacts.get(effect.contact or "")
-    first, name = text.strip().partition("\n")[0], account.name or account.key
-    return {
-        "to": effect.spec["to"],
-        "owner": {"name": account.owner_name, "email": account.owner_email},
-        "subject": _short(one_line(first if name in first else f"{name}: {first}"), SUBJECT_LIMIT),
-        "text": text,
-        "about": {
-            "account": account.key,
-            "account_name": account.name,
-            "contact": effect.contact,
-            "contact_name": _name(contact),
-            "campaign": effect.campaign,
-            "campaign_name": campaign,
-            "step": effect.step,
-        },
+    about = {
+        "account": account.key,
+        "account_name": account.name,
+        "contact": effect.contact,
+        "contact_name": _name(account.contacts.get(effect.contact or "")),
+        "campaign": effect.campaign,
+        "campaign_name": campaign,
+        "step": effect.step,
     }
+    return notice(effect.spec["to"], (account.owner_name, account.owner_email), fill(effect.spec["text"], effect.values), about)
 
 
 def _webhook(effect: NewEffect, account: Account, campaign: str) -> dict[str, Any]:

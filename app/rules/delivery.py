@@ -36,7 +36,12 @@ _DELAY = re.compile(r"\b(\d{1,5})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)
 _UNKNOWN_USER = re.compile(
     r"(user|recipient|mailbox|address|account)\b.{0,40}\b(unknown|not found|not exist|no such|unavailable|disabled|inactive|invalid)"
     r"|\b(unknown|no such|invalid|nonexistent)\b.{0,20}\b(user|recipient|mailbox|address|account)"
-    r"|does(n't| not) (exist|have an account)",
+    r"|does(n't| not) (exist|have an account)|not listed in|no mailbox here|is not a (known|valid) (user|recipient|mailbox|address)",
+    re.IGNORECASE,
+)
+_NO_HOST_TEXT = re.compile(
+    r"(host|domain)( or domain name)? (name )?(is |was )?(unknown|not found|does(n't| not) exist)|no such (host|domain)|nxdomain"
+    r"|unroutable|unrouteable|(couldn't|could not|cannot|can't) find any host|no (mx|a) records?\b|non-?existent (host|domain)",
     re.IGNORECASE,
 )
 _CLOSED = re.compile(r"\b(disabled|inactive|deactivated|suspended)\b", re.IGNORECASE)
@@ -180,18 +185,11 @@ def sort_of(phase: str, code: int | None, text: str) -> str:
         return "full" if status in FULL else "soft"
     if phase == "mail":
         return "configuration"
-    if status:
-        return _sort_by_status(status, phase, text)
-    if code == 552 or _QUOTA.search(text):
-        return "full"
-    if _BLOCKED.search(text):
-        return "block"
-    if phase == "rcpt" and code in (550, 551, 553) and _UNKNOWN_USER.search(text):
-        return "hard"
-    return "block" if code in (550, 554) else "soft"
+    return sort_by_status(status, phase, text) if status else sort_by_text(phase, code, text)
 
 
-def _sort_by_status(status: str, phase: str, text: str) -> str:
+def sort_by_status(status: str, phase: str, text: str) -> str:
+    """The class of a refusal for good that has an enhanced code."""
     if status in FULL:
         return "full"
     if status in CONFIGURATION or status.startswith("5.5."):
@@ -200,6 +198,29 @@ def _sort_by_status(status: str, phase: str, text: str) -> str:
         return "hard" if phase == "rcpt" else "block"
     if status in NO_HOST:
         return "host"
-    if status.startswith(("5.7.", "5.6.")) or status == "5.3.4" or _BLOCKED.search(text):
+    if status.startswith(("5.7.", "5.6.")) or status == "5.3.4" or is_block(text):
         return "block"
     return "soft"
+
+
+def sort_by_text(phase: str, code: int | None, text: str) -> str:
+    """The class of a refusal for good without an enhanced code; `code` is None where not even a basic one was said."""
+    if code == 552 or is_full(text):
+        return "full"
+    if is_block(text):
+        return "block"
+    if _NO_HOST_TEXT.search(text):
+        return "host"
+    if phase == "rcpt" and code in (None, 550, 551, 553) and _UNKNOWN_USER.search(text):
+        return "hard"
+    return "block" if code in (550, 554) else "soft"
+
+
+def is_block(text: str) -> bool:
+    """Whether the words are about us: reputation, policy, a blocklist."""
+    return bool(_BLOCKED.search(text))
+
+
+def is_full(text: str) -> bool:
+    """Whether the words are about a mailbox that is full."""
+    return bool(_QUOTA.search(text))
