@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, desk, embedded, home, rehearse, steer
+from app import ask, desk, embedded, home, postbox, rehearse, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -279,7 +279,7 @@ def _up_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _create_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="who uses it, such as the product's name")
-    parser.add_argument("--scope", choices=["write", "read", "admin"], default="write")
+    parser.add_argument("--scope", choices=["write", "read", "admin", "inbound"], default="write")
 
 
 def _folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -377,6 +377,9 @@ COMMANDS: list[Command] = [
     Command(("channels", "list"), "list the channels that alerts and webhooks go to", desk.channels_list),
     Command(("channels", "remove"), "forget a channel's address", desk.channels_remove, lambda p: p.add_argument("name")),
     Command(("channels", "test"), "send one word through a channel", desk.channels_test, lambda p: p.add_argument("name")),
+    Command(("inbound", "list"), "list the mail that came in, newest first", postbox.inbound_list, postbox.list_arguments),
+    Command(("inbound", "show"), "show what a mail was taken for", postbox.inbound_show, postbox.show_arguments),
+    Command(("inbound", "retry"), "have a mail read again", postbox.inbound_retry, postbox.retry_arguments),
     Command(
         ("sign-in",),
         "print a one-time link to the console",

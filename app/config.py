@@ -36,6 +36,8 @@ class Settings:
     campaigns       folder with `lifecycle.yaml`
     inbound_domain  the domain whose mail reaches this installation: bounces, unsubscribe mails and answers to `b+…`, `u+…` and `r+…`;
                     None: mail names no address of ours
+    imap_url        a folder that such mail is fetched from: `imaps://user:password@host/folder`, parts percent-encoded; `imap://` speaks
+                    plainly, to a loopback address only; `?after=delete` removes what was taken. None: nothing is fetched
     allow_hosts     places that alerts and webhooks may call besides public ones over https (X-22): (scheme, host, port)
     """
 
@@ -47,6 +49,7 @@ class Settings:
     secret_key: str
     campaigns: Path
     inbound_domain: str | None = None
+    imap_url: str | None = None
     allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
 
     @property
@@ -77,6 +80,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
         campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
         inbound_domain=_inbound_domain(overrides.get("inbound_domain") or env.get("NURTURE_INBOUND_DOMAIN")),
+        imap_url=_imap_url(overrides.get("imap_url") or env.get("NURTURE_IMAP_URL")),
         allow_hosts=_allow_hosts(overrides.get("allow_hosts") or env.get("NURTURE_ALLOW_HOSTS")),
     )
 
@@ -91,6 +95,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "NURTURE_BASE_URL": settings.base_url,
         "NURTURE_CAMPAIGNS": str(settings.campaigns),
         "NURTURE_INBOUND_DOMAIN": settings.inbound_domain,
+        "NURTURE_IMAP_URL": settings.imap_url,
         "NURTURE_ALLOW_HOSTS": " ".join(f"{scheme}://{host}:{port}" for scheme, host, port in sorted(settings.allow_hosts)),
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
@@ -171,6 +176,23 @@ def _inbound_domain(value: str | None) -> str | None:
     if len(domain) > 210 or not _DOMAIN.fullmatch(domain):
         raise SettingError("NURTURE_INBOUND_DOMAIN", "must be the name of a domain, such as bounce.example.com (xn--… for other letters)")
     return domain
+
+
+def _imap_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 — the property raises on a bad port
+    except ValueError as error:
+        raise SettingError("NURTURE_IMAP_URL", f"bad address: {error}") from error
+    if parts.scheme not in ("imap", "imaps") or not (parts.hostname and parts.username and parts.password):
+        raise SettingError("NURTURE_IMAP_URL", "must look like imaps://user:password@host/folder, with % for special letters")
+    if parts.scheme == "imap" and not is_loopback(parts.hostname):
+        raise SettingError("NURTURE_IMAP_URL", "imap:// would send the password in the clear; use imaps://")
+    if parts.query not in ("", "after=keep", "after=delete"):
+        raise SettingError("NURTURE_IMAP_URL", "the only option is ?after=keep or ?after=delete")
+    return value
 
 
 def _allow_hosts(value: str | None) -> frozenset[tuple[str, str, int]]:

@@ -15,7 +15,8 @@
     ├── RenderSkip              a message must not be sent as it would have a hole; carries the reason
     ├── SendError               a transport did not take a message; carries the phase and the class
     ├── CallError               a call of another system got no answer; carries the class
-    └── DnsAway                 no DNS server answers, which says nothing of the name that was asked for
+    ├── DnsAway                 no DNS server answers, which says nothing of the name that was asked for
+    └── MailboxError            an IMAP server did not do what it was asked; says what it said
 
 `InputError` is the caller's fault and becomes a 4xx; every other one is ours and becomes a 5xx, a parked occurrence or a stop at
 start-up.
@@ -137,3 +138,7 @@ class CallError(NurtureError):
 
 class DnsAway(NurtureError):
     """No DNS server answers: nothing is known of the name."""
+
+
+class MailboxError(NurtureError):
+    """An IMAP server could not be reached, or did not do what it was asked."""

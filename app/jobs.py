@@ -57,6 +57,19 @@ def settle() -> None:
     settle_due(here.engine, clock, here.bells)
 
 
+def inbound() -> None:
+    """Reads the mail that came in."""
+    from app.flow.inbound import work
+
+    here = workplace()
+    work(here.engine, clock, here.bells, stopping=here.stopping.is_set)
+
+
+def fetch() -> None:
+    """Has this process look into the mailbox."""
+    workplace().fetcher.ring()
+
+
 def recover() -> None:
     """Takes back what dead workers had claimed."""
     from app.flow import deliver, notify
@@ -70,6 +83,8 @@ class Notifier:
     """Runs `flow.notify` in a thread of its own, as a customer's server may take ten seconds to answer. Each run claims under an id of its
     own, so that the end of one is never taken for the death of another."""
 
+    what = "alerts and webhooks"
+
     def __init__(self, settings: Settings, engine: Engine, bells: Bells, stopping: Event):
         self._settings, self._engine, self._bells, self._stopping = settings, engine, bells, stopping
         self._starting = Lock()
@@ -79,7 +94,7 @@ class Notifier:
         """Look for what is due. Returns at once. A ring that comes just as a run ends is the next tick's to repeat."""
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = Thread(target=self._run, name="notify")
+                self._thread = Thread(target=self._run, name=self.what)
                 self._thread.start()
 
     def finish(self) -> None:
@@ -88,14 +103,28 @@ class Notifier:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except DBAPIError as error:
+            log.warning("%s: the database does not answer: %s", self.what, str(error.orig).strip().partition("\n")[0])
+        except Exception:
+            log.exception("%s failed; the next tick has them start again", self.what)
+
+    def _work(self) -> None:
         from app.flow import notify as flow
 
-        try:
-            flow.run(self._engine, self._settings, uuid4(), clock, self._bells, stopping=self._stopping.is_set)
-        except DBAPIError as error:
-            log.warning("alerts and webhooks: the database does not answer: %s", str(error.orig).strip().partition("\n")[0])
-        except Exception:
-            log.exception("alerts and webhooks failed; the next tick has them start again")
+        flow.run(self._engine, self._settings, uuid4(), clock, self._bells, stopping=self._stopping.is_set)
+
+
+class Fetcher(Notifier):
+    """Looks into the mailbox, likewise aside, as its server may take half a minute to answer."""
+
+    what = "inbound mail"
+
+    def _work(self) -> None:
+        from app.flow.inbound.poll import poll
+
+        poll(self._engine, self._settings, clock, self._bells, stopping=self._stopping.is_set)
 
 
 class Sender:
@@ -145,6 +174,7 @@ class Workplace:
     stopping: Event
     sender: Sender
     notifier: Notifier
+    fetcher: Fetcher
 
 
 @cache
@@ -155,7 +185,8 @@ def workplace() -> Workplace:
         raise SettingError("DATABASE_URL", "is needed to work; `nurture up` sets it for the workers it starts")
     engine, bells, worker_id, stopping = connect(settings.database_url), Bells(settings.redis_url), uuid4(), Event()
     sender = Sender(settings, engine, bells, worker_id, stopping)
-    return Workplace(settings, engine, bells, worker_id, stopping, sender, Notifier(settings, engine, bells, stopping))
+    notifier, fetcher = Notifier(settings, engine, bells, stopping), Fetcher(settings, engine, bells, stopping)
+    return Workplace(settings, engine, bells, worker_id, stopping, sender, notifier, fetcher)
 
 
 def clock() -> datetime:

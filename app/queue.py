@@ -92,6 +92,14 @@ class Bells:
         """Some clicks are old enough to be judged for good."""
         self._ring(CHORES, [("settle", "app.jobs.settle", ())])
 
+    def inbound(self) -> None:
+        """Mail that came in is to be read."""
+        self._ring(CHORES, [("inbound", "app.jobs.inbound", ())])
+
+    def fetch(self) -> None:
+        """A mailbox is to be looked into."""
+        self._ring(CHORES, [("fetch", "app.jobs.fetch", ())])
+
     def recover(self) -> None:
         """Some messages, alerts or webhooks are claimed by a worker that is dead."""
         self._ring(CHORES, [("recover", "app.jobs.recover", ())])
@@ -147,6 +155,8 @@ class Due:
     hits: bool
     claims: bool
     effects: bool = False
+    mails: bool = False
+    mailboxes: bool = False
 
 
 def tick(conn: Connection, bells: Bells, now: datetime) -> Due:
@@ -172,6 +182,10 @@ def ring(bells: Bells, due: Due) -> None:
         bells.settle()
     if due.assessments:
         bells.assess()
+    if due.mails:
+        bells.inbound()
+    if due.mailboxes:
+        bells.fetch()
 
 
 def find_due(conn: Connection, now: datetime) -> Due:
@@ -229,5 +243,7 @@ _REST = text("""
             where f.state = 'claimed'
               and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
         ) as claims,
-        exists (select from effect where state = 'due' and due_at <= :now) as effects
+        exists (select from effect where state = 'due' and due_at <= :now) as effects,
+        exists (select from inbound_mail where state = 'waiting') as mails,
+        exists (select from mailbox where due_at <= :now and (leased_until is null or leased_until < :now)) as mailboxes
 """)

@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app import jobs
 from app.errors import NurtureError
+from app.flow.inbound.poll import remember
 from app.queue import ADVANCE, CHORES, DELIVER, find_due, tick
 from app.queue import ring as ring_for
 
@@ -38,7 +39,7 @@ log = logging.getLogger("nurture.work")
 
 ROLES = {"advance": [ADVANCE, CHORES], "deliver": [DELIVER], "clock": []}
 # What a role runs is imported before its first job, not during it.
-FLOWS = {"advance": ["advance", "assess", "track", "deliver", "notify"], "deliver": ["deliver", "notify"], "clock": []}
+FLOWS = {"advance": ["advance", "assess", "track", "deliver", "notify", "inbound.poll"], "deliver": ["deliver", "notify"], "clock": []}
 GRACE = {"advance": 5.0, "deliver": 8.0, "clock": 2.0}
 
 
@@ -100,9 +101,14 @@ def run_clock(stop: Stop) -> None:
     """Rings every second for whatever is pending or due."""
     here = jobs.workplace()
     waits = Outage("the database")
+    told = False
     while not stop:
         began = time.monotonic()
         try:
+            if not told:
+                with here.engine.begin() as conn:
+                    remember(conn, here.settings, jobs.clock())
+                told = True
             with here.engine.connect() as conn:
                 tick(conn, here.bells, jobs.clock())
             waits.over()
@@ -127,6 +133,7 @@ def run_listener(role: str, stop: Stop) -> None:
         stop.asked.wait(max(0.05, began + 1 - time.monotonic()))
     here.sender.finish()
     here.notifier.finish()
+    here.fetcher.finish()
 
 
 def look(role: str, stop: Stop) -> None:
@@ -162,6 +169,12 @@ class _ByHand:
 
     def settle(self) -> None:
         self._do(CHORES, jobs.settle)
+
+    def inbound(self) -> None:
+        self._do(CHORES, jobs.inbound)
+
+    def fetch(self) -> None:
+        self._do(CHORES, jobs.fetch)
 
     def recover(self) -> None:
         self._do(CHORES, jobs.recover)

@@ -46,7 +46,7 @@ def test_scopes(engine):
             key = access.find_key(conn, access.create_key(conn, scope, scope, NOW))
             allowed[scope] = {s for s in access.SCOPES if key.allows(s)}
             assert (key.source_id is not None) == (scope == "write")
-    assert allowed == {"write": {"write"}, "read": {"read"}, "admin": {"read", "admin"}}
+    assert allowed == {"write": {"write"}, "read": {"read"}, "admin": {"read", "admin"}, "inbound": {"inbound"}}
 
 
 def test_two_write_keys_of_one_name_share_the_source(engine):

@@ -38,6 +38,8 @@ PAGES = (
     "/console/tasks",
     "/console/tasks?show=overdue&assignee=nobody",
     "/console/tasks?show=done",
+    "/console/inbound",
+    "/console/inbound?state=aside&kind=bounce",
     "/console/responses",
     "/console/responses?days=30&survey=nps",
 )

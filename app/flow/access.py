@@ -3,8 +3,8 @@
 Only SHA-256 hashes are stored (X-33): each secret has 32 random bytes, is shown once and is found by its hash, so a stolen table
 opens nothing. Everything here takes `now`; nothing here knows HTTP.
 
-Scopes: `write` posts events and nothing else; `read` reads the API; `admin` reads and steers. An `admin` key posts no events, as it
-has no source.
+Scopes: `write` posts events and nothing else; `read` reads the API; `admin` reads and steers; `inbound` hands in mail that came and
+nothing else. An `admin` key posts no events, as it has no source.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from sqlalchemy import Connection, Row, and_, select, text, update
 from app.errors import InputError
 from app.models import api_key, console_session, sign_in_link, source
 
-SCOPES = ("write", "read", "admin")
+SCOPES = ("write", "read", "admin", "inbound")
 LINK_LIFE = timedelta(hours=24)
 SESSION_IDLE = timedelta(hours=12)
 SESSION_LIFE = timedelta(days=7)
 NOTED = timedelta(minutes=1)  # uses of a key or session are written down at most this often
 
-_ALLOWS = {"write": frozenset({"write"}), "read": frozenset({"read"}), "admin": frozenset({"read", "admin"})}
+_ALLOWS = {
+    "write": frozenset({"write"}),
+    "read": frozenset({"read"}),
+    "admin": frozenset({"read", "admin"}),
+    "inbound": frozenset({"inbound"}),
+}
 
 
 @dataclass(frozen=True, slots=True)

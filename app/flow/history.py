@@ -190,6 +190,8 @@ def _history(conn: Connection, accounts: Sequence[str], until: datetime) -> Hist
     for message_id, moment, detail in conn.exec_driver_sql(_CLICKS, given):
         clicked = Reply("clicked", link=detail.get("link") or 0, url=detail.get("url"), label=detail.get("label"))
         history.feedback.reply(message_id, moment, clicked)
+    for message_id, moment, key, detail in conn.exec_driver_sql(_REPLIES, given):
+        history.feedback.reply(message_id, moment, Reply("replied", comment=detail.get("text"), key=key))
     for message_id, moment, score, comment in conn.exec_driver_sql(_ANSWERS, given):
         history.feedback.reply(message_id, moment, Reply("answered", score=score, comment=comment))
     return history
@@ -244,6 +246,9 @@ where a.external_id = any(%(accounts)s) and m.settled_at <= %(until)s order by m
 _CLICKS = f"""
 select d.message_id, d.at, d.detail {_OF} join delivery_event d on d.message_id = m.id
 where a.external_id = any(%(accounts)s) and d.kind = 'clicked' and d.at <= %(until)s order by d.at, d.id"""
+_REPLIES = f"""
+select d.message_id, d.at, d.key, d.detail {_OF} join delivery_event d on d.message_id = m.id
+where a.external_id = any(%(accounts)s) and d.kind = 'replied' and d.at <= %(until)s order by d.at, d.id"""
 _ANSWERS = f"""
 select m.id, v.answered_at, v.score, v.comment
 {_OF} join response r on r.message_id = m.id join response_revision v on v.response_id = r.id

@@ -115,7 +115,7 @@ def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, inde
     known = {"stage": stages, "milestone": book.lifecycle.milestones, "reason": SENTENCES, "why": SENTENCES}
     for part, ones in (("events", scenario.events), ("expect", scenario.expect)):
         for at, one in enumerate(ones):
-            for name in ("answer", "click", "bounce", "unsubscribe", "mail", "skip", "alert", "task", "webhook"):
+            for name in ("answer", "click", "reply", "bounce", "unsubscribe", "mail", "skip", "alert", "task", "webhook"):
                 step = getattr(one, name, None)
                 if step is not None and step not in version.nodes:
                     said = f"{step} is not a step of {version.key}; there are: {', '.join(version.nodes)}"
@@ -143,13 +143,13 @@ class _Script:
 
     def __init__(self, scenario: Scenario, campaign: str):
         self.campaign = campaign
-        self.told = [one for one in scenario.events if one.kind in ("answer", "click", "bounce", "unsubscribe")]
+        self.told = [one for one in scenario.events if one.kind in ("answer", "click", "reply", "bounce", "unsubscribe")]
 
     def outcome(self, letter: Letter) -> str:
         return "rejected" if any(one.bounce == letter.step and self._theirs(one, letter) for one in self.told) else "sent"
 
     def after(self, letter: Letter) -> list[tuple[timedelta, Reply]]:
-        replies = {"answer": "answered", "click": "clicked", "unsubscribe": "unsubscribed"}
+        replies = {"answer": "answered", "click": "clicked", "reply": "replied", "unsubscribe": "unsubscribed"}
         return [
             (one.after, Reply(replies[one.kind], score=one.score, comment=one.comment))
             for one in self.told

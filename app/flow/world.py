@@ -114,8 +114,9 @@ class Letter:
 class Reply:
     """What a recipient does with a letter.
 
-    `kind` is clicked (`link`, `url` and `label` say on what), answered (`score`, `comment`), unsubscribed (`scope` is a topic or `all`,
-    by default the letter's topic) or complained. A click is judged human here; the event follows when a live one would be judged.
+    `kind` is clicked (`link`, `url` and `label` say on what), answered (a survey: `score`, `comment`), replied (by mail: `comment`; `key`
+    tells several apart), unsubscribed (`scope` is a topic or `all`, by default the letter's topic) or complained. A click is judged human
+    here; the event follows when a live one would be judged.
     """
 
     kind: str
@@ -125,6 +126,7 @@ class Reply:
     link: int = 0
     url: str | None = None
     label: str | None = None
+    key: str = "1"
 
 
 class Feedback(Protocol):
@@ -792,6 +794,10 @@ class World:
             judged = at + SETTLES_AFTER
             judged = self._tick(judged) if self.every is not None else judged
             self._raise("nurture.email_clicked", f"click:{letter.id}:{reply.link}", properties, letter, at, judged)
+        elif reply.kind == "replied":
+            about = {"campaign": letter.campaign, "step": letter.step, "message": str(letter.id), "enrollment": str(letter.enrollment)}
+            properties = {**about, "text": reply.comment or ""}
+            self._raise("nurture.email_replied", f"reply:{letter.id}:{reply.key}", properties, letter, at, at)
         elif reply.kind == "answered":
             self._answered(at, *self._question(letter, node), reply)
         elif reply.kind == "unsubscribed":

@@ -28,7 +28,19 @@ from app.models.installation import (
     token_key,
     worker,
 )
-from app.models.messages import consent, delivery_event, hit, message, outbox, reservation, response, response_revision, suppression
+from app.models.messages import (
+    consent,
+    delivery_event,
+    hit,
+    inbound_mail,
+    mailbox,
+    message,
+    outbox,
+    reservation,
+    response,
+    response_revision,
+    suppression,
+)
 
 __all__ = [
     "account",
@@ -50,8 +62,10 @@ __all__ = [
     "health_score",
     "hit",
     "hold",
+    "inbound_mail",
     "installation",
     "lifecycle_version",
+    "mailbox",
     "membership",
     "message",
     "metadata",

@@ -94,7 +94,7 @@ outbox = Table(
 delivery_event = Table(
     "delivery_event",
     metadata,
-    # What became of a message: sent, deferred, rejected, unknown, opened, clicked, unsubscribed, …; facts, any order.
+    # What became of a message: sent, deferred, bounced, opened, replied, …; facts, any order.
     serial(),
     Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), nullable=False),
     Column("kind", Text, nullable=False),
@@ -133,7 +133,7 @@ suppression = Table(
     serial(),
     Column("person", Text, nullable=False),
     Column("scope", Text, nullable=False),
-    Column("reason", Text, nullable=False),  # unsubscribed | bounced | complained | manual
+    Column("reason", Text, nullable=False),  # unsubscribed | bounced | soft_limit | complained | manual
     Column("evidence", Json, nullable=False, server_default=text("'{}'::jsonb")),
     Column("created_at", Time, nullable=False),
     Column("lifted_at", Time),
@@ -182,4 +182,45 @@ response_revision = Table(
     Column("score", SmallInteger, nullable=False),
     Column("comment", Text),
     Column("answered_at", Time, nullable=False),
+)
+
+inbound_mail = Table(
+    "inbound_mail",
+    metadata,
+    # Mail that came in, as bytes, each once (I-07); and, when it has been read, what it was taken for.
+    serial(),
+    Column("hash", LargeBinary, nullable=False, unique=True),  # SHA-256 of the raw bytes
+    Column("raw", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),  # of the mail; `raw` may be its beginning only
+    Column("via", Text, nullable=False),  # http | imap
+    Column("place", Text),  # where in the mailbox: UIDVALIDITY:UID
+    Column("sender", Text),  # of the envelope, as far as it was told; '' is the null sender
+    Column("recipient", Text),
+    Column("received_at", Time, nullable=False),
+    Column("state", Text, nullable=False),  # waiting → done | failed
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("kind", Text),  # bounce | delay | delivery | complaint | feedback | unsubscribe | auto_reply | reply | other | unreadable
+    Column("problem", Text),  # forged | no_message | never_sent: why it was not acted on
+    Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE")),  # the one it is about; its erasure takes the mail along
+    Column("author", Text),  # From, normalised
+    Column("subject", Text),
+    Column("text", Text),  # the answer, or the diagnostic
+    Column("detail", Json, nullable=False, server_default=text("'{}'::jsonb")),  # {reports: […], notes: […]}
+    Column("processed_at", Time),
+    Index("ix_inbound_mail_waiting", "id", postgresql_where=text("state = 'waiting'")),
+    Index("ix_inbound_mail_received", "received_at", "id"),
+    Index("ix_inbound_mail_message", "message_id", postgresql_where=text("message_id is not null")),
+)
+
+mailbox = Table(
+    "mailbox",
+    metadata,
+    # How far each IMAP folder has been read. `name` is its address without the password.
+    Column("name", Text, primary_key=True),
+    Column("uidvalidity", BigInteger),
+    Column("last_uid", BigInteger, nullable=False, server_default=text("0")),
+    Column("due_at", Time),  # the next look; null: the settings name it no more
+    Column("leased_until", Time),  # somebody is looking
+    Column("read_at", Time),  # the last look that went well
+    Column("error", Text),  # why the last one did not
 )

@@ -350,6 +350,8 @@ def _awaited(spec: WaitForSpec) -> tuple[str | None, str | None]:
         return "nurture.survey_responded", f'event.properties.step == "{spec.survey}"'
     if spec.click:
         return "nurture.email_clicked", f'event.properties.step == "{spec.click}"'
+    if spec.reply:
+        return "nurture.email_replied", f'event.properties.step == "{spec.reply}"'
     return None, None
 
 

@@ -98,12 +98,14 @@ class WaitForSpec(Strict):
     where: str | None = None
     survey: StepId | None = None
     click: StepId | None = None
+    reply: StepId | None = None
     timeout: Positive
 
     @model_validator(mode="after")
     def _one_kind(self) -> WaitForSpec:
-        if sum(getattr(self, kind) is not None for kind in ("milestone", "stage", "health", "event", "survey", "click")) != 1:
-            raise ValueError("wait_for needs exactly one of milestone, stage, health, event, survey, click")
+        kinds = ("milestone", "stage", "health", "event", "survey", "click", "reply")
+        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
+            raise ValueError(f"wait_for needs exactly one of {', '.join(kinds)}")
         return self
 
 

@@ -37,6 +37,8 @@ from app.rules.watching import look_at_people, look_daily
 __all__ = ["STEERED", "needs", "react", "recipients"]
 
 STEERED = "nurture.enrollment_steered"
+# What somebody did with one mail: other enrollments wait for none of it.
+OF_ONE_MAIL = frozenset({"nurture.survey_responded", "nurture.email_clicked", "nurture.email_replied"})
 
 
 def react(book: Book, account: Account, occurrence: Occurrence) -> Reaction:
@@ -296,7 +298,7 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
     if version is None:
         return
     own = event.own and event.properties.get("enrollment") == str(enrollment.id)
-    if own and event.name in ("nurture.survey_responded", "nurture.email_clicked"):
+    if own and event.name in OF_ONE_MAIL:
         enrollment = turn.put(renew(enrollment, position=answered(version, enrollment, event)))
         roots = roots | {"response"}
     if own and event.name == STEERED:
@@ -314,7 +316,7 @@ def settle(turn: Turn, enrollment: Enrollment, event: Event, roots: set[str]) ->
 
 
 def answered(version: Version, enrollment: Enrollment, event: Event) -> dict:
-    """The position after an answer or a click: what was answered, and who needs no reminder any more."""
+    """The position after an answer or a click: what a survey was answered, and who needs no reminder any more."""
     position = dict(enrollment.position)
     if event.name == "nurture.survey_responded":
         position["response"] = {name: event.properties.get(name) for name in ("score", "comment", "survey")} | {"contact": event.contact}
@@ -402,8 +404,7 @@ def hear(turn: Turn, version: Version, enrollment: Enrollment, event: Event, own
 def listens(enrollment: Enrollment, event: Event, own: bool) -> bool:
     if event.mark is not None and event.name != "nurture.milestone_reached":
         return False
-    private = event.name in ("nurture.survey_responded", "nurture.email_clicked")
-    return (own or not private) and counts(enrollment, event)
+    return (own or event.name not in OF_ONE_MAIL) and counts(enrollment, event)
 
 
 def counts(enrollment: Enrollment, event: Event) -> bool:

@@ -32,7 +32,7 @@ Moment = Annotated[
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 LONGEST = timedelta(days=3660)
 MONDAY = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
-HAPPENINGS = ("track", "group", "identify", "answer", "click", "bounce", "unsubscribe", "health", "hold", "enroll")
+HAPPENINGS = ("track", "group", "identify", "answer", "click", "reply", "bounce", "unsubscribe", "health", "hold", "enroll")
 EXPECTATIONS = ("mail", "skip", "alert", "task", "webhook", "ended", "reason", "stage", "milestone", "trait")
 
 
@@ -53,7 +53,8 @@ class Health(Strict):
 
 class Happening(Strict):
     """One thing that happens: an event of the product (`track`, `group`, `identify`), what somebody does with a mail of a step
-    (`answer`, `click`, `bounce`, `unsubscribe`, `after` it was sent), a `health` that was assessed, a `hold`, an `enroll`ment by hand.
+    (`answer`, `click`, `reply`, `bounce`, `unsubscribe`, `after` it was sent), a `health` that was assessed, a `hold`, an `enroll`ment by
+    hand.
 
     `at` is how long after the start, or a date. `by` is the contact; the first one if none is named."""
 
@@ -67,6 +68,7 @@ class Happening(Strict):
     score: int | None = None
     comment: str | None = None
     click: StepId | None = None
+    reply: StepId | None = None
     bounce: StepId | None = None
     unsubscribe: StepId | None = None
     after: Duration = duration("1h")

@@ -297,7 +297,7 @@ class _Step:
         against.known(spec.stage, against.stages, "stage", (*place, "stage"))
         if spec.health and against.lifecycle.health is None:
             against.problem("step", "lifecycle.yaml has no health model, so there is never a band", (*place, "health"))
-        for name, kind, what in (("survey", SurveyStep, "survey"), ("click", EmailStep, "mail")):
+        for name, kind, what in (("survey", SurveyStep, "survey"), ("click", EmailStep, "mail"), ("reply", EmailStep, "mail")):
             if target := getattr(spec, name):
                 self.earlier(target, kind, what, "wait_for", name)
 

@@ -171,4 +171,4 @@ def step_text(kind: str | None, step: Any) -> str:
     return "by what is true then"
 
 
-_AWAITED = ("milestone", "stage", "health", "event", "survey", "click")
+_AWAITED = ("milestone", "stage", "health", "event", "survey", "click", "reply")

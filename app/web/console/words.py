@@ -49,6 +49,8 @@ STATES: dict[str, tuple[str, str]] = {
     "overdue": ("Overdue", "bad"),
     "expected": ("Expected", "calm"),
     "open": ("Not yet", "quiet"),
+    "waiting": ("Waiting", "calm"),
+    "failed": ("Failed", "bad"),
 }
 _SPANS = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
