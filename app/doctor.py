@@ -63,6 +63,7 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
     hint = "; whether they arrived is not known, and they are not sent again" if count else ""
     yield Finding("unknown outcomes", not count, f"{count} messages in the last day{hint}")
     yield from _effects(conn, now)
+    yield from _inbound(conn, now)
     parked = conn.execute(
         text("select id, coalesce(account_key, contact_key) as who, error from parked where released_at is null order by id limit 20")
     ).all()
@@ -83,6 +84,16 @@ def _effects(conn: Connection, now: datetime) -> Iterator[Finding]:
     ).all()
     for row in failed:
         yield Finding("alerts, webhooks", False, f"{row.n} to {row.to} in the last day: {sentence(row.reason)}")
+
+
+def _inbound(conn: Connection, now: datetime) -> Iterator[Finding]:
+    yield _oldest(conn, "inbound mail", "select min(received_at) from inbound_mail where state = 'waiting'", now)
+    since = {"since": now - timedelta(1)}
+    failed = conn.execute(text("select count(*) from inbound_mail where state = 'failed' and processed_at > :since"), since).scalar_one()
+    if failed:
+        yield Finding("inbound mail", False, f"{failed} could not be dealt with in the last day (nurture inbound list --state failed)")
+    for name, error in conn.execute(text("select name, error from mailbox where due_at is not null")):
+        yield Finding("mailbox", error is None, f"{name}: {error}" if error else f"{name} is read")
 
 
 _BEHIND_PARKED = """

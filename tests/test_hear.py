@@ -13,11 +13,14 @@ from sqlalchemy import event, text
 from app.flow import outcome, respond
 from app.flow.claims import claim
 from app.flow.hear import FORGED, STRANGER, UNSENT, hear
-from app.flow.track import settle_due
+from app.flow.history import of_database
+from app.flow.track import record_hit, settle_due
+from app.flow.world import Letter, Reply
 from app.models import consent, message
 from app.queue import Bells
 from app.rules.delivery import Ending
 from app.rules.reports import Report
+from app.rules.signals import Request
 
 SENT = NOW - timedelta(hours=1)
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
@@ -292,6 +295,16 @@ def test_s05_proof_that_came_before_the_message_became_unknown(stage):
     assert stage.rows("select state from message") == [("sent",)]
 
 
+@pytest.mark.parametrize("agent", [BROWSER, "python-requests/2.32"])
+def test_s05_a_link_that_was_fetched_proves_it_too_by_whomever(stage, agent):
+    letter = stage.letter(state="unknown", dot_at=SENT, settled_at=SENT)
+    with stage.engine.begin() as conn:
+        record_hit(conn, letter, "open", None, NOW, Request(agent, "en", "navigate", True, None))
+    assert stage.rows("select state from message") == [("unknown",)]
+    settled(stage)
+    assert stage.rows("select state, reason from message") == [("sent", None)]
+
+
 def test_s05_what_nothing_comes_back_of_stays_unknown(stage):
     letter, other = stage.letter(state="unknown", dot_at=SENT), stage.letter()
     stage.hear(stage.report(other, "delivered"))
@@ -317,6 +330,36 @@ def test_an_answer_is_an_event_and_an_alert_to_the_owner(stage):
     assert stage.hear(stage.report(letter, "replied", key="b", text="Hello?")).alerts
     assert not stage.hear(stage.report(letter, "replied", key="b", text="Hello?")).alerts
     assert stage.rows("select occurrence from effect order by 1") == [(1,), (2,)]
+
+
+def test_a_simulation_hears_of_what_was_heard(stage):
+    """Invariant 10: the answer belongs to its message, a bounce is a fact, and so is what it closed."""
+    letter, other = stage.letter(), stage.letter()
+    stage.hear(stage.report(letter, "replied", key="a", text="Yes"), stage.report(other, status="5.1.1"))
+    with stage.engine.connect() as conn:
+        (told,) = of_database(conn, until=NOW)
+    about = Letter(
+        id=letter,
+        account="acme",
+        contact="ada",
+        address="ada@example.org",
+        person="ada@example.org",
+        enrollment=uuid4(),
+        campaign="onboarding/first-value",
+        version=1,
+        step="welcome",
+        occurrence=1,
+        kind="email",
+        topic="product",
+        priority=50,
+        created_at=SENT,
+        due_at=SENT,
+        expires_at=NOW,
+        settled_at=SENT,
+    )
+    assert told.feedback.after(about) == [(NOW, Reply("replied", comment="Yes", key="a"))]
+    assert [one.name for one in told.events] == ["nurture.email_bounced"]
+    assert [(one.person, one.scope) for one in told.suppressions] == [("ada@example.org", "bounced")]
 
 
 # Opens and clicks --------------------------------------------------------------------------------------------------------

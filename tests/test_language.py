@@ -549,3 +549,78 @@ def test_time_passing_is_looked_at_daily_and_never_in_the_past():
     account = react(make_book(), make_account(), make_event("anything")).account
     account = react(make_book(), replace(account, due_at=None), make_event("group", "10d", None, "group", plan="x")).account
     assert at("10d") < account.due_at <= at("10d") + timedelta(days=1)
+
+
+# Answers by mail -------------------------------------------------------------------------------------------------------
+
+OFFER = """
+trigger: {event: signed_up}
+steps: [{id: offer, email: offer.mjml, subject: Hm}, {id: rest, wait: 4d}, {id: more, email: more.mjml, subject: More}]
+"""
+
+
+def replied(account: Account, offset: str, step: str = "offer", contact: str = "ada") -> Event:
+    [enrollment] = account.enrollments
+    properties = {"campaign": enrollment.campaign, "enrollment": str(enrollment.id), "step": step, "text": "Yes"}
+    return own("nurture.email_replied", offset, properties, contact)
+
+
+def test_a_campaign_stops_when_somebody_writes_back_to_it():
+    stops = 'exit_when: event.name == "nurture.email_replied" and event.properties.campaign == enrollment.campaign\n'
+    book = make_book(stops + OFFER, keys=["x/c1"])
+    account = react(book, make_account(), make_event("signed_up")).account
+    account = react(book, account, settled(account, "1m")).account
+    other = own("nurture.email_replied", "1d", {"campaign": "x/other", "enrollment": "x", "step": "offer"}, "ada")
+    account = react(book, account, other).account
+    assert len(account.enrollments) == 1
+    done = react(book, account, replied(account, "2d"))
+    assert done.account.enrollments == () and "left" in reasons(done)
+
+
+def test_a_step_waits_for_the_answer_to_one_mail_of_its_own():
+    story = """
+trigger: {event: signed_up}
+steps:
+  - {id: offer, email: offer.mjml, subject: Hm}
+  - {id: heard, wait_for: {reply: offer, timeout: 4d}, on_timeout: [{id: again, email: again.mjml, subject: Again, reminds: offer}]}
+  - {id: end, wait: 9d}
+"""
+    book = make_book(story)
+    account = react(book, make_account(), make_event("signed_up")).account
+    account = react(book, account, settled(account, "1m")).account
+    stranger = own("nurture.email_replied", "1d", {"enrollment": "another", "step": "offer"}, "ada")
+    account = react(book, account, stranger).account
+    assert account.enrollments[0].step == "heard"
+    account = react(book, account, replied(account, "1d", step="end")).account
+    assert account.enrollments[0].step == "heard"
+    done = react(book, account, replied(account, "2d"))
+    assert done.account.enrollments[0].step == "end" and done.messages == ()
+    silent, reactions = until(book, account, "5d")
+    assert made(reactions) == ["again"]
+
+
+def test_whoever_answered_by_mail_is_not_reminded():
+    story = """
+trigger: {event: signed_up}
+steps:
+  - {id: offer, email: offer.mjml, subject: Hm}
+  - {id: rest, wait: 4d}
+  - {id: again, email: again.mjml, subject: Again, reminds: offer}
+"""
+    book = make_book(story)
+    account = react(book, make_account(), make_event("signed_up")).account
+    account = react(book, account, settled(account, "1m")).account
+    account = react(book, account, replied(account, "1d")).account
+    account, reactions = until(book, account, "5d")
+    assert made(reactions) == [] and account.enrollments == ()
+
+
+def test_an_answer_or_a_dead_address_starts_a_campaign():
+    for name, where in (
+        ("nurture.email_replied", "event.properties.step == 'offer'"),
+        ("nurture.email_bounced", "event.properties.sort == 'hard'"),
+    ):
+        book = make_book(f'trigger: {{event: {name}, where: "{where}"}}\nsteps: [{MAIL}]')
+        done = react(book, make_account(), own(name, "1d", {"step": "offer", "sort": "hard"}, "ada"))
+        assert [one.step for one in done.messages] == ["hello"]
+        assert react(book, make_account(), own(name, "1d", {"step": "other", "sort": "soft"}, "ada")).messages == ()

@@ -24,8 +24,14 @@ from app.flow.items import ITEM_BYTES, read_items
 from app.flow.world import Letter, Posted, Reply, World
 from app.rules.facts import TRIGGER_MAX_AGE
 
-# Own events that no rule derives: assessments, and what staff asked for by hand.
-FACTS = ("nurture.health_changed", "nurture.enroll_requested", "nurture.enrollment_steered")
+# Own events that no rule derives: assessments, what staff asked for by hand, what came back of mails.
+FACTS = (
+    "nurture.health_changed",
+    "nurture.enroll_requested",
+    "nurture.enrollment_steered",
+    "nurture.email_bounced",
+    "nurture.email_complained",
+)
 CHUNK = 200  # accounts read at once
 LINES = 500  # of a file read at once
 SAME_MOMENT = timedelta(minutes=1)

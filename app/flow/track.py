@@ -1,7 +1,8 @@
 """Tracking: what became of a message after it was sent, as far as its links tell.
 
 `record_hit` stores that somebody or something fetched a link; it decides nothing. A minute later, when bursts have shown themselves,
-`settle_due` judges the hits and raises `nurture.email_clicked` for those of people. Opens raise nothing, ever (T-03).
+`settle_due` judges the hits and raises `nurture.email_clicked` for those of people. Opens raise nothing, ever (T-03). Whoever or whatever
+fetched a link proves that an `unknown` message arrived (S-05).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from app.db import insert_rows, update_rows
+from app.flow import outcome
 from app.flow.ingest import Own, raise_own
 from app.models import delivery_event, hit
 from app.queue import Bells
@@ -117,6 +119,7 @@ def _settle_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     hits = [dict(row) for row in conn.execute(_HITS, {"due": due, "around": _AROUND, "limit": _COMPANIONS}).mappings()]
     _judge(conn, hits, {one["message_id"]: one["tracked"] for one in hits})
     conn.execute(_SETTLED, {"due": due, "now": now})
+    outcome.resolve(conn, messages, now)
     mine = set(due)
     judged = sorted((one for one in hits if one["id"] in mine), key=lambda one: (one["at"], one["id"]))
     _note_opens(conn, judged)
