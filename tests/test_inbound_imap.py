@@ -7,9 +7,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from urllib.request import Request, urlopen
 
 import pytest
-from bounces import mail
+from bounces import corpus, mail
 from conftest import NOW
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,12 +19,16 @@ from cryptography.x509.oid import NameOID
 from processes import eventually
 from sqlalchemy import text
 from test_inbound import Post
-from test_up import free_port
+from test_up import Engine, free_port
 
+from app import home
 from app.config import CODE, load
+from app.db import connect
 from app.errors import MailboxError, SettingError
+from app.flow.access import create_key
 from app.flow.inbound import poll as flow
 from app.flow.inbound.poll import AFTER_TROUBLE, BEGINNING, EVERY, poll, remember
+from app.flow.links import Links, load_keyring
 from app.providers.imap import folder_of, open_folder
 from app.queue import Bells, find_due
 
@@ -334,3 +339,39 @@ def test_an_answer_comes_all_the_way(post, server, mailbox):
     server.seed(mail({"From": "Ada <ada@example.org>", "To": post.reply, "Subject": "Re: Welcome"}, "Yes, please.\n"))
     assert mailbox.poll() == 1 and post.work() == 1
     assert post.events() == [("nurture.email_replied",)]
+
+
+# The whole engine ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(180)
+def test_a_bounce_finds_its_way_through_the_running_engine(server, tmp_path):
+    """From the mailbox, and handed in by HTTP, to the address that gets nothing any more."""
+    running = Engine(tmp_path / "home", "--sample", NURTURE_IMAP_URL=url(server.port), NURTURE_INBOUND_DOMAIN="bounce.example.com")
+    try:
+        running.ready()
+        eventually(lambda: running.query("select count(*) from message where state = 'sent'") >= 2, 60)
+        engine = connect(home.running(running.home).database_url, pool_size=1)
+        with engine.begin() as conn:
+            first, second = conn.execute(
+                text("select distinct on (person) id from message where state = 'sent' order by person limit 2")
+            ).scalars()
+            links = Links("", load_keyring(conn))
+            key = create_key(conn, "mail server", "inbound", datetime.now(UTC))
+        engine.dispose()
+        first_mail, second_mail = (
+            next(one.raw for one in corpus(links.mailbox(letter, "bounce", "bounce.example.com"), "", "<x@y>") if one.status == "5.1.1")
+            for letter in (first, second)
+        )
+        handed = Request(f"http://127.0.0.1:{running.port}/inbound/{key.split('_')[1]}", second_mail, {"Authorization": f"Bearer {key}"})
+        with urlopen(handed, timeout=10) as answer:
+            assert answer.status == 200
+        eventually(lambda: running.query("select count(*) from suppression where reason = 'bounced'") == 1, 30)
+        server.seed(first_mail)
+        running.query("with soon as (update mailbox set due_at = now() returning 1) select count(*) from soon")
+        eventually(lambda: running.query("select count(*) from suppression where reason = 'bounced'") == 2, 60)
+        assert running.query("select count(*) from inbound_mail where state = 'done' and kind = 'bounce' and problem is null") == 2
+        assert running.query("select error is null and read_at is not null from mailbox")
+    finally:
+        running.close()
