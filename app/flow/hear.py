@@ -299,6 +299,7 @@ def _tell_owners(conn: Connection, replies: Sequence[tuple[Report, Row]], now: d
     if not replies:
         return False
     ids = [row.id for _, row in replies]
+    conn.exec_driver_sql(_ONE_AT_A_TIME, {"ids": ids})
     before = dict(tuple(one) for one in conn.exec_driver_sql(_TOLD, {"ids": ids}))
     rows = []
     for report, row in replies:
@@ -405,20 +406,21 @@ def _hit(report: Report, row: Row, link: int | None, now: datetime) -> dict[str,
     }
 
 
-# Rows are locked in the order of their ids, so that two that hear the same cannot wait for each other in a circle.
 _FIND = """
 select m.id, m.state, m.topic, m.person, m.subject, m.links, m.message_header, m.dot_at, m.settled_at, m.enrollment_id, m.campaign_id,
        m.version_id, m.step_id, m.occurrence, m.account_id, m.contact_id, k.key as campaign, k.name as campaign_name,
        a.external_id as account_key, a.name as account_name, a.owner_name, a.owner_email,
        c.external_id as contact_key, c.person as present, c.address, c.first_name, c.last_name
 from message m join campaign k on k.id = m.campaign_id join account a on a.id = m.account_id join contact c on c.id = m.contact_id
-where m.id = any(%(ids)s::uuid[]) order by m.id for no key update of m"""
+where m.id = any(%(ids)s::uuid[])"""
 _REFUSED = """
 select person, purpose from (
     select distinct on (person, purpose) person, purpose, granted from consent
     where person = any(%(people)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc) as latest
 where not granted"""
 _HITS = "select message_id, count(*) from hit where message_id = any(%(ids)s) group by message_id"
+# The answers to one mail are numbered, so two workers must not number them at the same time.
+_ONE_AT_A_TIME = "select id from message where id = any(%(ids)s) order by id for no key update"
 _TOLD = """
 select m.id, max(f.occurrence) from message m join effect f
     on f.enrollment_id = m.enrollment_id and f.step_id = m.step_id and f.contact_id = m.contact_id
