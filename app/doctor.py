@@ -92,6 +92,14 @@ def _inbound(conn: Connection, now: datetime) -> Iterator[Finding]:
     failed = conn.execute(text("select count(*) from inbound_mail where state = 'failed' and processed_at > :since"), since).scalar_one()
     if failed:
         yield Finding("inbound mail", False, f"{failed} could not be dealt with in the last day (nurture inbound list --state failed)")
+    refused = conn.execute(
+        text("""select count(*) as n, max(coalesce(detail ->> 'text', detail ->> 'reply')) as said from delivery_event
+                where at > :since and detail ->> 'sort' = 'configuration'"""),
+        since,
+    ).one()
+    if refused.n:
+        said = f"{refused.n} messages were refused in the last day for our sender or settings: {(refused.said or '')[:200]}"
+        yield Finding("sender settings", False, said)
     for name, error in conn.execute(text("select name, error from mailbox where due_at is not null")):
         yield Finding("mailbox", error is None, f"{name}: {error}" if error else f"{name} is read")
 

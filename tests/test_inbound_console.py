@@ -2,12 +2,16 @@
 
 import json
 import re
+from datetime import timedelta
 
 import pytest
 from bounces import mail
+from conftest import NOW
+from sqlalchemy import text
 from test_console import Page, link
 from test_inbound import Post
 
+from app import doctor
 from app.cli import main
 
 SCRIPT = "<script>alert(1)</script>"
@@ -112,3 +116,19 @@ def test_the_commands(post, run):
     assert json.loads(run("retry", listed[-1]["id"], "--json")[1]) == {"retried": 1}
     assert run("show", 999)[0] == 2 and run("retry", "x")[0] == 2 and run("list", "--kind", "x")[0] == 2
     assert post.work() == 4
+
+
+def test_doctor_says_what_an_operator_must_look_at(post, settings):
+    def findings():
+        return {one.what: one for one in doctor.examine(settings, post.engine, NOW + timedelta(minutes=1))}
+
+    assert "sender settings" not in findings() and "mailbox" not in findings()
+    post.take(post.samples["our sender address refused"].raw)
+    post.work()
+    with post.engine.begin() as conn:
+        conn.execute(text("insert into mailbox (name, due_at, error) values ('u@h:993/INBOX', :now, 'no such user')"), {"now": NOW})
+        conn.execute(text("update inbound_mail set state = 'failed', processed_at = :now where kind = 'reply'"), {"now": NOW})
+    seen = findings()
+    assert not seen["sender settings"].good and "5.1.8 Bad sender" in seen["sender settings"].seen
+    assert not seen["mailbox"].good and "no such user" in seen["mailbox"].seen
+    assert not seen["inbound mail"].good and "1 could not be dealt with" in seen["inbound mail"].seen
