@@ -88,5 +88,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.write(content)
 
+    do_GET = do_POST
+
     def log_message(self, *_: object) -> None:
         """Says nothing."""

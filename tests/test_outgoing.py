@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-import ssl
 import time
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.config import load
 from app.errors import CallError, InputError, SettingError
@@ -160,6 +154,23 @@ def test_no_more_than_a_megabyte_is_read():
         assert len(Caller([server.place]).post(server.url, b"", {}).body) == LIMIT
 
 
+def test_what_is_fetched_is_read_whole_within_its_limit_or_not_taken():
+    answers = [(200, {}, b"x" * 90), (200, {}, b"x" * 90), (404, {}, b"no"), (200, {"Content-Length": "90"}, b"half")]
+    with Hooks(answers) as server:
+        caller = Caller([server.place])
+        assert caller.get(f"{server.url}/a?b").body == b"x" * 90
+        assert caller.get(server.url, 50).body == b"x" * 50
+        assert caller.get(server.url).status == 404
+        with pytest.raises(CallError, match="too early") as caught:
+            Caller([server.place], seconds=0.5).get(server.url)
+        assert caught.value.outcome == "unknown"
+        assert server.requests[0][0] == "/a?b" and server.requests[0][2] == b""
+        assert "content-length" not in server.requests[0][1]
+    with pytest.raises(CallError) as caught:
+        Caller().get("https://127.0.0.1/")
+    assert caught.value.outcome == "refused"
+
+
 def test_what_may_have_been_taken_is_told_from_what_was_not():
     with Hooks(["close"]) as server:
         with pytest.raises(CallError) as caught:
@@ -204,31 +215,3 @@ def test_the_setting_names_places(tmp_path):
     for bad in ("ftp://x", "https://user@x", "https://x/path", "x:port", "https://"):
         with pytest.raises(SettingError, match="NURTURE_ALLOW_HOSTS"):
             places(bad)
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    """A certificate for hooks.example.com that signs itself, and the two contexts that use it: server's, caller's."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nurture test")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("hooks.example.com"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "both.pem").write_bytes(pem + secret)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(folder / "both.pem")
-    return server, ssl.create_default_context(cadata=pem.decode())

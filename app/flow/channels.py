@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
-from cryptography.fernet import Fernet, InvalidToken
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.config import Settings
 from app.errors import InputError, NotFound, RenderSkip
 from app.flow import mime
+from app.flow.seals import Sealed, seal, unseal
 from app.models import setting
 from app.providers.outgoing import Caller, new_secret
 
@@ -49,10 +44,6 @@ class Channel:
     def shown(self) -> str:
         """The address without what makes it a secret: of a URL, the host."""
         return self.address if self.kind == "email" else self.address.partition("://")[2].partition("/")[0]
-
-
-class Sealed(InputError):
-    """A channel that was sealed under another secret key."""
 
 
 def set_channel(
@@ -142,28 +133,10 @@ def _with_secret(made: Channel, known: Channel | None, now: datetime, rotate: bo
 
 
 def _seal(settings: Settings, channel: Channel) -> str:
-    key = _key(settings)
-    return f"{_key_id(key)}.{Fernet(key).encrypt(to_json(asdict(channel))).decode()}"
+    return seal(settings, "channels", asdict(channel))
 
 
 def _unseal(settings: Settings, name: str, value: str) -> Channel:
-    key = _key(settings)
-    key_id, _, token = value.partition(".")
-    try:
-        if key_id != _key_id(key):
-            raise InvalidToken
-        kept = from_json(Fernet(key).decrypt(token))
-    except InvalidToken:
-        raise Sealed(f"channel {name} was sealed under another NURTURE_SECRET_KEY; set it again: nurture channels set {name} …") from None
+    kept = unseal(settings, "channels", value, f"channel {name}", f"nurture channels set {name} …")
     until = kept.pop("old_until")
     return Channel(**kept, old_until=datetime.fromisoformat(until) if until else None)
-
-
-def _key(settings: Settings) -> bytes:
-    """Derived, so that what signs the console's sessions and what seals channels are not the same key."""
-    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"nurture channels").derive(settings.secret_key.encode())
-    return urlsafe_b64encode(derived)
-
-
-def _key_id(key: bytes) -> str:
-    return hashlib.sha256(key).hexdigest()[:8]

@@ -106,6 +106,18 @@ class Caller:
         Raises CallError: `refused` when the call must not be made, `unsent` when nothing of it went out, `unknown` when it may have been
         taken and no answer came in time.
         """
+        return self._call("POST", url, {**headers, "Content-Length": str(len(body))}, body, LIMIT)
+
+    def get(self, url: str, limit: int = LIMIT) -> Answer:
+        """Asks for `url`, and reads no more than `limit` bytes of what it answers. Raises CallError as `post` does, and `unknown` when the
+        body ends early."""
+        answer = self._call("GET", url, {}, b"", limit)
+        told = answer.headers.get("content-length", "")
+        if told.isdecimal() and len(answer.body) < min(int(told), limit):
+            raise CallError("unknown", "the answer ended too early")
+        return answer
+
+    def _call(self, method: str, url: str, headers: Mapping[str, str], body: bytes, limit: int) -> Answer:
         deadline = Deadline(self.seconds)
         try:
             target = self.target(url)
@@ -113,7 +125,7 @@ class Caller:
             raise CallError("refused", str(error)) from error
         sock = self._connected(target, self._addresses(target, deadline), deadline)
         try:
-            return _exchange(sock, _request(target, body, headers), deadline)
+            return _exchange(sock, method, _request(method, target, headers) + body, deadline, limit)
         finally:
             sock.close()
 
@@ -255,38 +267,38 @@ def _in_time(work: Callable[[], list[str]], deadline: Deadline, problem: str) ->
     return found
 
 
-def _request(target: Target, body: bytes, headers: Mapping[str, str]) -> bytes:
+def _request(method: str, target: Target, headers: Mapping[str, str]) -> bytes:
     scheme, host, port = target.place
-    lines = [f"POST {target.path} HTTP/1.1", f"Host: {host}" + ("" if port == _PORTS[scheme] else f":{port}")]
+    lines = [f"{method} {target.path} HTTP/1.1", f"Host: {host}" + ("" if port == _PORTS[scheme] else f":{port}")]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    lines += ["Connection: close", "", ""]
     head = "\r\n".join(lines)
     if head.count("\n") != len(lines) - 1 or "\0" in head:
         raise CallError("refused", "a header would hold a line end")
-    return head.encode("ascii") + body
+    return head.encode("ascii")
 
 
-def _exchange(sock: socket.socket, request: bytes, deadline: Deadline) -> Answer:
+def _exchange(sock: socket.socket, method: str, request: bytes, deadline: Deadline, limit: int) -> Answer:
     try:
         rest = memoryview(request)
         while rest:
             sock.settimeout(deadline.left())
             rest = rest[sock.send(rest) :]
-        response = http.client.HTTPResponse(_Readable(sock, deadline), method="POST")
+        response = http.client.HTTPResponse(_Readable(sock, deadline), method=method)
         response.begin()
     except (OSError, http.client.HTTPException) as error:
         raise CallError("unknown", f"no answer: {_said(error)}") from error
     headers: dict[str, str] = {}
     for name, value in response.getheaders():
         headers.setdefault(name.lower(), value)
-    return Answer(response.status, headers, _body(response))
+    return Answer(response.status, headers, _body(response, limit))
 
 
-def _body(response: http.client.HTTPResponse) -> bytes:
+def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
     """As much as comes in time, within the limit: the status has said already what there is to know."""
     parts, size = [], 0
     try:
-        while size < LIMIT and (part := response.read1(min(65536, LIMIT - size))):
+        while size < limit and (part := response.read1(min(65536, limit - size))):
             parts.append(part)
             size += len(part)
     except (OSError, http.client.HTTPException, ValueError):
