@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, desk, embedded, home, postbox, rehearse, steer
+from app import ask, desk, embedded, home, hooks, postbox, rehearse, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -380,6 +380,17 @@ COMMANDS: list[Command] = [
     Command(("inbound", "list"), "list the mail that came in, newest first", postbox.inbound_list, postbox.list_arguments),
     Command(("inbound", "show"), "show what a mail was taken for", postbox.inbound_show, postbox.show_arguments),
     Command(("inbound", "retry"), "have a mail read again", postbox.inbound_retry, postbox.retry_arguments),
+    Command(("hooks", "add"), "make an address at which a mail provider tells what became of mail", hooks.add, hooks.add_arguments),
+    Command(("hooks", "list"), "list these addresses, and what came within a day", hooks.show_list),
+    Command(
+        ("hooks", "rotate"), "give a hook a new secret; the present one counts for a while longer", hooks.rotate, hooks.rotate_arguments
+    ),
+    Command(("hooks", "confirm"), "confirm subscriptions of a hook's topics for the next hour", hooks.confirm, hooks.id_argument),
+    Command(("hooks", "remove"), "remove an address, with what was told there", hooks.remove, hooks.id_argument),
+    Command(
+        ("hooks", "received"), "list what providers told, the latest first; refused calls too", hooks.received, hooks.received_arguments
+    ),
+    Command(("hooks", "retry"), "have what a provider told read once more", hooks.retry, hooks.call_argument),
     Command(
         ("sign-in",),
         "print a one-time link to the console",

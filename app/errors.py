@@ -9,6 +9,7 @@
     │   ├── EventError          one item of the events API
     │   ├── DefinitionError     a campaign file; carries every problem with file, line and column
     │   ├── TemplateError       a mail template; carries its path and, where known, the line
+    │   ├── Refused             a provider's webhook that cannot be believed; carries the status to answer
     │   ├── SurveyClosed        an answer came after the survey's last day
     │   └── TooOften            an answer was changed too often within an hour
     ├── NotFound                a thing named by the caller does not exist
@@ -82,6 +83,14 @@ class TemplateError(InputError):
         self.path = path
         self.line = line
         self.problems = problems
+
+
+class Refused(InputError):
+    """A provider's webhook cannot be believed, or not be read. `status` is what to answer: 401, 403 or 400 (W-01, W-06)."""
+
+    def __init__(self, status: int, problem: str):
+        super().__init__(problem)
+        self.status = status
 
 
 class SurveyClosed(InputError):

@@ -70,6 +70,14 @@ def fetch() -> None:
     workplace().fetcher.ring()
 
 
+def hooks() -> None:
+    """Hears what mail providers have told."""
+    from app.flow.hooks import process_due
+
+    here = workplace()
+    process_due(here.engine, here.settings, clock, here.bells)
+
+
 def recover() -> None:
     """Takes back what dead workers had claimed."""
     from app.flow import deliver, notify

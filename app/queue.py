@@ -100,6 +100,10 @@ class Bells:
         """A mailbox is to be looked into."""
         self._ring(CHORES, [("fetch", "app.jobs.fetch", ())])
 
+    def hooks(self) -> None:
+        """Mail providers have told something."""
+        self._ring(CHORES, [("hooks", "app.jobs.hooks", ())])
+
     def recover(self) -> None:
         """Some messages, alerts or webhooks are claimed by a worker that is dead."""
         self._ring(CHORES, [("recover", "app.jobs.recover", ())])
@@ -157,6 +161,7 @@ class Due:
     effects: bool = False
     mails: bool = False
     mailboxes: bool = False
+    hooks: bool = False
 
 
 def tick(conn: Connection, bells: Bells, now: datetime) -> Due:
@@ -178,6 +183,8 @@ def ring(bells: Bells, due: Due) -> None:
         bells.notify()
     if due.claims:
         bells.recover()
+    if due.hooks:
+        bells.hooks()
     if due.hits:
         bells.settle()
     if due.assessments:
@@ -245,5 +252,6 @@ _REST = text("""
         ) as claims,
         exists (select from effect where state = 'due' and due_at <= :now) as effects,
         exists (select from inbound_mail where state = 'waiting') as mails,
-        exists (select from mailbox where due_at <= :now and (leased_until is null or leased_until < :now)) as mailboxes
+        exists (select from mailbox where due_at <= :now and (leased_until is null or leased_until < :now)) as mailboxes,
+        exists (select from hook_call where state = 'waiting') as hooks
 """)

@@ -39,7 +39,11 @@ log = logging.getLogger("nurture.work")
 
 ROLES = {"advance": [ADVANCE, CHORES], "deliver": [DELIVER], "clock": []}
 # What a role runs is imported before its first job, not during it.
-FLOWS = {"advance": ["advance", "assess", "track", "deliver", "notify", "inbound.poll"], "deliver": ["deliver", "notify"], "clock": []}
+FLOWS = {
+    "advance": ["advance", "assess", "track", "hooks", "deliver", "notify", "inbound.poll"],
+    "deliver": ["deliver", "notify"],
+    "clock": [],
+}
 GRACE = {"advance": 5.0, "deliver": 8.0, "clock": 2.0}
 
 
@@ -175,6 +179,9 @@ class _ByHand:
 
     def fetch(self) -> None:
         self._do(CHORES, jobs.fetch)
+
+    def hooks(self) -> None:
+        self._do(CHORES, jobs.hooks)
 
     def recover(self) -> None:
         self._do(CHORES, jobs.recover)

@@ -36,6 +36,8 @@ PAGES = (
     "/console/messages?state=skipped",
     "/console/messages?state=waiting&campaign=onboarding/first-value",
     "/console/tasks",
+    "/console/hooks",
+    "/console/hooks?state=refused",
     "/console/tasks?show=overdue&assignee=nobody",
     "/console/tasks?show=done",
     "/console/inbound",

@@ -50,10 +50,11 @@ def test_each_bell_is_a_job_that_rq_can_read(bells, client):
     bells.deliver()
     bells.assess()
     bells.settle()
+    bells.hooks()
     bells.recover()
     assert waiting(client, "advance") == [("app.jobs.advance", 3), ("app.jobs.advance", 7)]
     assert waiting(client, "deliver") == [("app.jobs.deliver",)]
-    assert waiting(client, "chores") == [("app.jobs.assess",), ("app.jobs.settle",), ("app.jobs.recover",)]
+    assert waiting(client, "chores") == [("app.jobs.assess",), ("app.jobs.settle",), ("app.jobs.hooks",), ("app.jobs.recover",)]
     assert {queue.name for queue in Queue.all(connection=client)} == {"advance", "deliver", "chores"}
     job = Job.fetch(Queue("deliver", connection=client).job_ids[0], connection=client, serializer=JSONSerializer)
     assert (job.timeout, job.result_ttl, job.failure_ttl, job.retries_left) == (120, 0, 60, None)

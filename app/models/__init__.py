@@ -16,6 +16,7 @@ from app.models.customers import (
     usage_person,
 )
 from app.models.events import event, event_key, event_pending
+from app.models.hooks import hook, hook_call
 from app.models.installation import (
     api_key,
     console_session,
@@ -63,6 +64,8 @@ __all__ = [
     "hit",
     "hold",
     "inbound_mail",
+    "hook",
+    "hook_call",
     "installation",
     "lifecycle_version",
     "mailbox",

@@ -9,7 +9,7 @@ from app.config import Settings
 from app.db import connect
 from app.models import installation
 from app.queue import Bells
-from app.web import api, console, events, health, inbound, links, outbox, problems, surveys
+from app.web import api, console, events, health, hooks, inbound, links, outbox, problems, surveys
 from app.web.context import Installation
 
 
@@ -22,7 +22,7 @@ def build(settings: Settings) -> Flask:
         partitions = conn.execute(select(installation.c.partitions)).scalar_one()
     app.extensions["nurture"] = Installation(settings, engine, Bells(settings.redis_url), partitions)
     problems.install(app, settings)
-    for module in (events, inbound, links, surveys, outbox, api, console, health):
+    for module in (events, inbound, links, surveys, hooks, outbox, api, console, health):
         app.register_blueprint(module.blueprint)
     app.add_url_rule("/", "front", lambda: redirect(url_for("console.overview")))
     return app

@@ -21,7 +21,7 @@ from app.config import Settings
 from app.errors import InputError, NotFound
 
 RETRY_AFTER = 2  # seconds: a restart of PostgreSQL takes about one
-FOR_PROGRAMS = ("/v1/", "/inbound/", "/api/", "/dev/", "/openapi.json", "/healthz", "/readyz", "/metrics")
+FOR_PROGRAMS = ("/v1/", "/inbound/", "/hooks/", "/api/", "/dev/", "/openapi.json", "/healthz", "/readyz", "/metrics")
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self' data:; font-src 'self'; form-action 'self'; base-uri 'none'; "
     "object-src 'none'; frame-ancestors 'none'"

@@ -1,4 +1,5 @@
-"""The console: server-rendered pages for staff, always behind a session, all reading but sign-out, holds, tasks and steering.
+"""The console: server-rendered pages for staff, always behind a session, all reading but sign-out, holds, tasks,
+steering and the retry of provider webhooks.
 
 One cookie carries the session's token, signed; the session itself is a row (X-31). Pages need no script and load nothing from
 third parties; the only form posts are protected against forgery (X-30).
@@ -138,4 +139,4 @@ def forged(error: CSRFError) -> tuple[str, int]:
     return render_template("console/problem.html", title="Nothing was changed", detail=detail), 400
 
 
-from app.web.console import customers, inbound, mail, steering, tasks  # noqa: E402, F401 — they add their pages to the blueprint
+from app.web.console import customers, hooks, inbound, mail, steering, tasks  # noqa: E402, F401 — they add their pages to the blueprint
