@@ -14,10 +14,10 @@ from app.config import Settings, is_loopback
 from app.errors import InputError, NotFound
 from app.finding import Finding
 from app.flow import mime
+from app.flow.reading.hooks import trouble as hooks_trouble
 from app.providers.dns import Dns
 from app.providers.smtp import Smtp, Timeouts
 from app.rules.lifecycle import Lifecycle
-from app.flow.reading.hooks import trouble as hooks_trouble
 from app.rules.reasons import sentence
 
 WAITS_TOO_LONG = timedelta(minutes=5)
@@ -65,7 +65,7 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
     yield Finding("unknown outcomes", not count, f"{count} messages in the last day{hint}")
     yield from _effects(conn, now)
     yield from _inbound(conn, now)
-    yield _hooks(conn, now)
+    yield from _hooks(conn, now)
     parked = conn.execute(
         text("select id, coalesce(account_key, contact_key) as who, error from parked where released_at is null order by id limit 20")
     ).all()
@@ -106,13 +106,14 @@ def _inbound(conn: Connection, now: datetime) -> Iterator[Finding]:
         yield Finding("mailbox", error is None, f"{name}: {error}" if error else f"{name} is read")
 
 
-def _hooks(conn: Connection, now: datetime) -> Finding:
-    """One refused call now and then is somebody trying; many are a secret that does not fit."""
+def _hooks(conn: Connection, now: datetime) -> Iterator[Finding]:
+    yield _oldest(conn, "provider webhooks", "select min(received_at) from hook_call where state = 'waiting'", now)
     found = hooks_trouble(conn, now)
-    if not any(found.values()):
-        return Finding("provider webhooks", True, "none was refused or failed in the last day")
-    said = f"{found['refused']} refused and {found['failed']} failed in the last day: nurture hooks received --state refused (or failed)"
-    return Finding("provider webhooks", False, said)
+    if any(found.values()):
+        said = (
+            f"{found['refused']} refused and {found['failed']} failed in the last day: nurture hooks received --state refused (or failed)"
+        )
+        yield Finding("provider webhooks", False, said)
 
 
 _BEHIND_PARKED = """

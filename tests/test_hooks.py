@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
@@ -14,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
+from sqlalchemy.event import listen
 
 from app import cli, create_app, doctor
 from app.errors import CallError, InputError, NotFound, Refused
@@ -29,8 +35,10 @@ from app.queue import Bells, find_due
 from app.rules.reports import classify
 from tests.cast_listening import BROWSER, URLS, add_letter, publish
 from tests.conftest import dsn
-from tests.providers import ADDRESS, CERTIFICATE, PROVIDERS, TOPIC, Mailgun, Postmark, SendGrid, Ses, Sns, certificate_of
+from tests.processes import eventually
+from tests.providers import ADDRESS, CERTIFICATE, PROVIDERS, TOPIC, Mailgun, Postmark, SendGrid, Ses, Sns, certificate_of, sns_key
 from tests.test_console import Page, link, token_of
+from tests.test_up import Engine, command, environment
 
 NAMES = sorted(PROVIDERS)
 NOW = datetime.now(UTC)  # the web asks the clock
@@ -435,8 +443,6 @@ def test_w10_what_is_no_certificate_of_theirs_is_refused_and_our_trouble_is_503(
 
 
 def test_w10_an_old_certificate_is_refused(desk, cloud):
-    from tests.providers import sns_key
-
     cloud.serves[CERTIFICATE] = (200, {}, certificate_of(sns_key()[0], days=(-9, -1)))
     provider = desk.provider("ses")
     answer = desk.post(provider, provider.call(provider.bounce(desk.token)))
@@ -721,6 +727,7 @@ def test_what_is_reported_has_the_providers_facts(name):
 def test_times_are_the_events_own_and_never_in_the_future():
     assert when("2026-03-02T09:00:00.5Z", NOW) == datetime(2026, 3, 2, 9, 0, 0, 500_000, tzinfo=UTC)
     assert when("2026-03-02T09:00:00-05:00", NOW) == datetime(2026, 3, 2, 14, tzinfo=UTC)
+    assert when("2019-11-05T16:33:54.9070259Z", NOW) == datetime(2019, 11, 5, 16, 33, 54, 907_025, tzinfo=UTC), "as Postmark writes it"
     assert when(1772442000, NOW) == when("1772442000", NOW) == datetime(2026, 3, 2, 9, tzinfo=UTC)
     for bad in (None, "", "yesterday", [], {}, True, -5, 10**30, float("inf"), "9" * 400, "2999-01-01T00:00:00Z", "1970-01-01T00:00:00Z"):
         assert when(bad, NOW) == NOW
@@ -883,9 +890,7 @@ def test_a_batch_fits_into_memory(desk, monkeypatch):
     monkeypatch.setattr(hooks, "BATCH_BYTES", 1000)
     desk.post(provider, provider.call([provider.event("delivered", desk.token, pad="x" * 900) for _ in range(20)]))
     seen = []
-    from sqlalchemy import event as listen
-
-    listen.listen(desk.engine, "commit", lambda conn: seen.append(1))
+    listen(desk.engine, "commit", lambda conn: seen.append(1))
     assert desk.work() == 20
     assert len(seen) >= 10, "no more than fits at once"
 
@@ -963,14 +968,17 @@ def test_the_commands_of_hooks(desk, nurture):
 
 
 def test_the_doctor_speaks_of_refused_calls(desk):
-    def found():
-        with desk.engine.connect() as conn:
-            return doctor._hooks(conn, datetime.now(UTC))
+    def found(at=None):
+        return [one for one in doctor.examine(desk.settings, desk.engine, at or datetime.now(UTC)) if one.what == "provider webhooks"]
 
-    assert found().good
+    assert [one.good for one in found()] == [True]
     provider = desk.provider("postmark")
+    desk.post(provider, provider.call(provider.delivery(desk.token)))
+    assert "Do the workers run?" in found(NOW + timedelta(minutes=6))[0].seen
+    desk.work()
     desk.post(provider, (b"{}", {}))
-    assert not found().good and "1 refused and 0 failed" in found().seen
+    assert [one.good for one in found()] == [True, False] and "1 refused and 0 failed" in found()[1].seen
+    assert re.search(r"^nurture_oldest_provider_webhook_age_seconds 0\.0$", desk.client.get("/metrics").text, re.M)
 
 
 def test_the_pages_show_what_came_and_read_it_again(desk, client):
@@ -1015,3 +1023,46 @@ def test_the_pages_show_what_came_and_read_it_again(desk, client):
     assert client.post(f"/console/hooks/{refused}", data={"csrf_token": token}).status_code == 400
     assert client.post("/console/hooks/999", data={"csrf_token": token}).status_code == 404
     assert desk.work() == 1 and desk.facts() == ["bounced", "delivered"]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(120)
+def test_from_the_providers_call_to_the_closed_address(tmp_path):
+    """Real processes: the mail of the outbox bounces, says Mailgun over HTTP, and a worker closes the address at once."""
+    engine = Engine(tmp_path / "home")
+    try:
+        engine.ready()
+        base = f"http://127.0.0.1:{engine.port}"
+
+        def nurture(*words):
+            words = command(*words, "--home", engine.home, "--json")
+            done = subprocess.run(words, env=environment({}), capture_output=True, text=True, check=True)
+            return json.loads(done.stdout)
+
+        def fetch(path, body=None, headers=None):
+            with urlopen(Request(base + path, body, headers or {}), timeout=10) as answer:
+                return json.load(answer)
+
+        about = {"userId": "ada", "groupId": "acorn", "context": {"groupId": "acorn"}}
+        batch = [
+            {"type": "group", "traits": {"name": "Acorn Ltd", "touch": "smb"}, **about},
+            {"type": "identify", "traits": {"email": ADDRESS, "first_name": "Ada", "roles": ["admin"]}, **about},
+            {"type": "track", "event": "workspace_created", **about},
+        ]
+        key = nurture("keys", "create", "product")["key"]
+        basic = {"Authorization": "Basic " + base64.b64encode(f"{key}:".encode()).decode(), "Content-Type": "application/json"}
+        assert fetch("/v1/batch", json.dumps({"batch": batch}).encode(), basic) == {"success": True}
+        mail = eventually(lambda: fetch("/dev/outbox.json"), 30)[0]
+        header = dict(mail["headers"])["Message-ID"]
+
+        provider = Mailgun()
+        made = nurture("hooks", "add", "mailgun", "--secret", provider.secret)
+        provider.hook = hooks.Hook(made["id"], "mailgun", None, {}, (), None, NOW)
+        body, headers = provider.call(provider.bounce(None, header=header))
+        assert fetch(provider.path, body, headers) == {"taken": 1, "known": 0}
+        began = time.monotonic()
+        eventually(lambda: engine.query("select count(*) from suppression where reason = 'bounced'"), 20)
+        assert time.monotonic() - began < 10
+        assert [one["matched"] for one in nurture("hooks", "received")] == [1]
+    finally:
+        engine.close()

@@ -19,7 +19,8 @@ hook = Table(
 hook_call = Table(
     "hook_call",
     metadata,
-    # One event that a provider told, or a call that was refused. Kept for 30 days (P-11); goes with its message, as it may name a person.
+    # One event that a provider told, or a call that was refused. For 30 days (P-11), and never less than two: that is how Mailgun's tokens
+    # count once. Goes with its message, as it may name a person.
     serial(),
     Column("hook_id", Text, ForeignKey("hook.id", ondelete="CASCADE"), nullable=False),
     Column("key", Text, nullable=False),  # what makes it one event of its hook

@@ -116,6 +116,10 @@ class _Numbers:
                 "How long the oldest alert or webhook has been due",
                 _age(found["now"], found["oldest_effect"]),
             ),
+            "oldest_provider_webhook_age_seconds": (
+                "How long the oldest call of a mail provider has waited to be heard",
+                _age(found["now"], found["oldest_call"]),
+            ),
             "open_tasks": ("Tasks that staff have to do", found["open_tasks"]),
             "parked_occurrences": ("Occurrences that wait for a person", found["parked"]),
             "claimed_messages": ("Messages being sent", found["claimed"]),

@@ -82,6 +82,7 @@ def measures(conn: Connection) -> dict[str, Any]:
                  (select coalesce(max(id), 0) from hit) as hits,
                  (select count(*) from response) as responses,
                  (select min(due_at) from effect where state = 'due') as oldest_effect,
+                 (select received_at from hook_call where state = 'waiting' order by id limit 1) as oldest_call,
                  (select count(*) from task where state = 'open') as open_tasks"""
         )
     ).one()
