@@ -106,7 +106,7 @@ def retry(args: argparse.Namespace) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("provider", choices=["ses", "sendgrid", "postmark", "mailgun"])
+    parser.add_argument("provider", help="ses, sendgrid, postmark or mailgun")
     parser.add_argument("--transport", metavar="NAME", help="the transport that this provider is behind")
     parser.add_argument(
         "--topic", metavar="ARN", action="append", default=[], help="of Amazon SES: a topic of Amazon SNS; may be given again"
@@ -129,11 +129,9 @@ def id_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def received_arguments(parser: argparse.ArgumentParser) -> None:
-    from app.flow.reading.hooks import STATES
-
     parser.add_argument("call", nargs="?", type=int, help="the number of one call, to be shown whole")
     parser.add_argument("--hook", metavar="ID", help="only this hook's")
-    parser.add_argument("--state", choices=STATES, help="only these; unmatched: heard, and no message of ours found")
+    parser.add_argument("--state", help="waiting, done, unmatched (heard, and no message of ours found), failed or refused")
     parser.add_argument("--limit", type=int, help="how many (50)")
 
 

@@ -934,7 +934,7 @@ def test_the_commands_of_hooks(desk, nurture):
     code, out, _ = nurture("hooks", "add", "ses", "--topic", TOPIC, "--signature-version", "1", "--json")
     ses = json.loads(out)
     assert ses["topics"] == [TOPIC] and ses["confirm_until"] and "secret" not in ses
-    assert nurture("hooks", "add", "ses")[0] == 2
+    assert nurture("hooks", "add", "ses")[0] == 2 and "ses, sendgrid, postmark, mailgun" in nurture("hooks", "add", "resend")[2]
     assert nurture("hooks", "list", "--json")[1].count('"address"') == 3
     listed = {one["provider"]: one for one in json.loads(nurture("hooks", "list", "--json")[1])}
     assert listed["ses"]["signature_versions"] == [1, 2] and listed["ses"]["confirms"] and listed["postmark"]["secrets"] == 1
@@ -974,7 +974,7 @@ def test_the_doctor_speaks_of_refused_calls(desk):
     assert [one.good for one in found()] == [True]
     provider = desk.provider("postmark")
     desk.post(provider, provider.call(provider.delivery(desk.token)))
-    assert "Do the workers run?" in found(NOW + timedelta(minutes=6))[0].seen
+    assert "Do the workers run?" in found(datetime.now(UTC) + timedelta(minutes=6))[0].seen
     desk.work()
     desk.post(provider, (b"{}", {}))
     assert [one.good for one in found()] == [True, False] and "1 refused and 0 failed" in found()[1].seen

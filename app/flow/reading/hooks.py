@@ -14,6 +14,7 @@ from app.errors import InputError, NotFound
 from app.flow.hooks import find_hook
 from app.flow.reading.paging import LIMIT, Page, page, read_cursor
 from app.flow.seals import Sealed
+from app.providers.hooks import NAMES
 
 STATES = ("waiting", "done", "unmatched", "failed", "refused")
 COUNTED = timedelta(days=1)
@@ -54,7 +55,7 @@ def call(conn: Connection, call_id: int) -> dict[str, Any]:
     """One call with its JSON as it came. Raises NotFound."""
     found = conn.execute(text(f"{_SELECT.replace('c.processed_at', 'c.processed_at, c.raw')} where c.id = :id"), {"id": call_id}).first()
     if found is None:
-        raise NotFound(f"There is no call {call_id}. What was told is kept for 30 days.")
+        raise NotFound(f"There is no call {call_id}.")
     return {**_shape(found), "raw": found.raw, "pretty": _pretty(found.raw)}
 
 
@@ -73,6 +74,7 @@ def _hook(conn: Connection, settings: Settings, now: datetime, hook_id: str, cou
     return {
         "id": row.id,
         "provider": row.provider,
+        "provider_name": NAMES[row.provider],
         "transport": row.transport,
         "address": f"{settings.base_url}/hooks/{row.provider}/{row.id}",
         "topics": row.options.get("topics", []),
@@ -92,6 +94,7 @@ def _shape(row: Row) -> dict[str, Any]:
         "id": row.id,
         "hook": row.hook_id,
         "provider": row.provider,
+        "provider_name": NAMES[row.provider],
         "transport": row.transport,
         "kind": row.kind,
         "received_at": row.received_at,

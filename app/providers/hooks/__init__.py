@@ -11,4 +11,5 @@ from types import ModuleType
 
 from app.providers.hooks import mailgun, postmark, sendgrid, ses
 
+NAMES = {"ses": "Amazon SES", "sendgrid": "SendGrid", "postmark": "Postmark", "mailgun": "Mailgun"}
 PROVIDERS: dict[str, ModuleType] = {"ses": ses, "sendgrid": sendgrid, "postmark": postmark, "mailgun": mailgun}
