@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, desk, embedded, home, hooks, postbox, rehearse, steer
+from app import ask, desk, embedded, home, hooks, postbox, rehearse, sending, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -391,6 +391,18 @@ COMMANDS: list[Command] = [
         ("hooks", "received"), "list what providers told, the latest first; refused calls too", hooks.received, hooks.received_arguments
     ),
     Command(("hooks", "retry"), "have what a provider told read once more", hooks.retry, hooks.call_argument),
+    Command(("dkim", "make"), "make a key that signs a domain's mail, and print its DNS record", sending.dkim_make, sending.make_arguments),
+    Command(("dkim", "list"), "list the keys that sign mail", sending.dkim_list),
+    Command(("dkim", "record"), "print the DNS record of a key", sending.dkim_record, sending.key_arguments),
+    Command(("dkim", "activate"), "have a key sign its domain's mail", sending.dkim_activate, sending.key_arguments),
+    Command(("dkim", "retire"), "end a key and destroy its private half", sending.dkim_retire, sending.key_arguments),
+    Command(
+        ("brakes", "list"),
+        "list what stopped mail by itself, and warnings of it",
+        sending.brakes_list,
+        lambda p: p.add_argument("--all", action="store_true", help="the released ones, too"),
+    ),
+    Command(("brakes", "release"), "take a brake off", sending.brakes_release, sending.release_arguments),
     Command(
         ("sign-in",),
         "print a one-time link to the console",

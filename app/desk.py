@@ -107,6 +107,7 @@ def channels_test(args: argparse.Namespace) -> None:
     from app.errors import NotFound
     from app.flow.channels import find_channels
     from app.flow.deliver import transport_for
+    from app.flow.dkim import signers_now
     from app.flow.notify import send_test
     from app.flow.publish import book
     from app.providers.outgoing import Caller
@@ -116,11 +117,11 @@ def channels_test(args: argparse.Namespace) -> None:
     with cli.installation(args) as (settings, engine):
         with engine.connect() as conn:
             channel = find_channels(conn, settings, [args.name]).get(args.name)
-            lifecycle = book(conn).lifecycle
+            lifecycle, signers = book(conn).lifecycle, signers_now(conn, settings)
         if channel is None:
             raise NotFound(f"There is no channel {args.name} on this installation: nurture channels set {args.name} …")
         transport = transport_for(settings, engine, lambda: now, Limits())
-        said = send_test(settings, channel, lifecycle, transport, now, Caller(settings.allow_hosts))
+        said = send_test(channel, lifecycle, signers, transport, now, Caller(settings.allow_hosts))
     cli.show(args, {"channel": args.name, "answer": said}, f"{channel.shown} answered: {said}")
 
 

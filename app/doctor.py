@@ -14,6 +14,9 @@ from app.config import Settings, is_loopback
 from app.errors import InputError, NotFound
 from app.finding import Finding
 from app.flow import mime
+from app.flow.brakes import list_brakes
+from app.flow.brakes import sentence as sentence_of
+from app.flow.dkim import list_keys
 from app.flow.reading.hooks import trouble as hooks_trouble
 from app.providers.dns import Dns
 from app.providers.smtp import Smtp, Timeouts
@@ -66,6 +69,11 @@ def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
     yield from _effects(conn, now)
     yield from _inbound(conn, now)
     yield from _hooks(conn, now)
+    on = list_brakes(conn)
+    for one in on:
+        yield Finding("brakes", False, f"{sentence_of(one)} (nurture brakes release {one['id']})")
+    if not on:
+        yield Finding("brakes", True, "none is on")
     parked = conn.execute(
         text("select id, coalesce(account_key, contact_key) as who, error from parked where released_at is null order by id limit 20")
     ).all()
@@ -155,8 +163,9 @@ def _way_out(conn: Connection, settings: Settings, dns: Dns | None) -> Iterator[
         dns = dns or (None if is_loopback(transport.host) else Dns())
     if dns is None:
         return
+    keys = list_keys(conn)
     for domain in _sender_domains(conn):
-        yield from mail_doctor.domain(dns, domain)
+        yield from mail_doctor.domain(dns, domain, [key for key in keys if key["domain"] == domain])
 
 
 def _sender_domains(conn: Connection) -> list[str]:

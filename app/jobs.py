@@ -78,6 +78,14 @@ def hooks() -> None:
     process_due(here.engine, here.settings, clock, here.bells)
 
 
+def brakes() -> None:
+    """Counts complaints and bounces, and stops mail where there are too many."""
+    from app.flow.brakes import run
+
+    here = workplace()
+    run(here.engine, here.settings, clock, here.bells)
+
+
 def recover() -> None:
     """Takes back what dead workers had claimed."""
     from app.flow import deliver, notify

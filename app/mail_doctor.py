@@ -19,7 +19,7 @@ SMALLEST_SIZE = 1_000_000  # octets that a relay must take: a mail has a tenth o
 
 def domain(dns: Dns, name: str, keys: Sequence[Mapping[str, Any]] = ()) -> Iterator[Finding]:
     """SPF with its lookups (B-09), DKIM of the keys that Nurture signs with, DMARC and the mail hosts of a domain that mail comes from
-    (B-02). `keys` have `selector`, `record` and `state`. Asks the DNS, changes nothing; a DNS that does not answer is one finding."""
+    (B-02). `keys` are what `flow.dkim.list_keys` says. Asks the DNS, changes nothing; a DNS that does not answer is one finding."""
     try:
         yield from _spf(dns, name)
         yield from _dkim(dns, name, keys)
@@ -116,13 +116,13 @@ def _dkim(dns: Dns, name: str, keys: Sequence[Mapping[str, Any]]) -> Iterator[Fi
     if not signing:
         yield Finding(what, True, "the relay has to sign: Nurture holds no active key of this domain (nurture dkim make)")
     for key in signing:
-        place = f"{key['selector']}._domainkey.{name}"
-        matches = mail_domain.dkim_matches(dns.texts(place), key["record"])
+        place = key["name"]
+        matches = mail_domain.dkim_matches(dns.texts(place), key["value"])
         if matches:
             yield Finding(what, True, f"{place} has the key that signs")
         else:
             problem = "is another key, so every signature fails" if matches is False else "is not published, so no signature counts"
-            yield Finding(what, False, f'{place} {problem}. Publish: {place} TXT "{key["record"]}"')
+            yield Finding(what, False, f'{place} {problem}. Publish: {place} TXT "{key["value"]}"')
 
 
 def _dmarc(dns: Dns, name: str) -> Iterator[Finding]:

@@ -104,6 +104,10 @@ class Bells:
         """Mail providers have told something."""
         self._ring(CHORES, [("hooks", "app.jobs.hooks", ())])
 
+    def brakes(self) -> None:
+        """Complaints and bounces are to be counted."""
+        self._ring(CHORES, [("brakes", "app.jobs.brakes", ())])
+
     def recover(self) -> None:
         """Some messages, alerts or webhooks are claimed by a worker that is dead."""
         self._ring(CHORES, [("recover", "app.jobs.recover", ())])
@@ -162,6 +166,7 @@ class Due:
     mails: bool = False
     mailboxes: bool = False
     hooks: bool = False
+    brakes: bool = False
 
 
 def tick(conn: Connection, bells: Bells, now: datetime) -> Due:
@@ -193,6 +198,8 @@ def ring(bells: Bells, due: Due) -> None:
         bells.inbound()
     if due.mailboxes:
         bells.fetch()
+    if due.brakes:
+        bells.brakes()
 
 
 def find_due(conn: Connection, now: datetime) -> Due:
@@ -253,5 +260,8 @@ _REST = text("""
         exists (select from effect where state = 'due' and due_at <= :now) as effects,
         exists (select from inbound_mail where state = 'waiting') as mails,
         exists (select from mailbox where due_at <= :now and (leased_until is null or leased_until < :now)) as mailboxes,
-        exists (select from hook_call where state = 'waiting') as hooks
+        exists (select from hook_call where state = 'waiting') as hooks,
+        exists (select from installation where brakes_at is null or brakes_at <= :now)
+            and (exists (select from delivery_event where kind in ('bounced', 'complained', 'rejected') and at > :now - interval '7 days')
+                or exists (select from brake where released_at is null)) as brakes
 """)

@@ -40,7 +40,7 @@ log = logging.getLogger("nurture.work")
 ROLES = {"advance": [ADVANCE, CHORES], "deliver": [DELIVER], "clock": []}
 # What a role runs is imported before its first job, not during it.
 FLOWS = {
-    "advance": ["advance", "assess", "track", "hooks", "deliver", "notify", "inbound.poll"],
+    "advance": ["advance", "assess", "track", "hooks", "deliver", "notify", "inbound.poll", "brakes"],
     "deliver": ["deliver", "notify"],
     "clock": [],
 }
@@ -182,6 +182,9 @@ class _ByHand:
 
     def hooks(self) -> None:
         self._do(CHORES, jobs.hooks)
+
+    def brakes(self) -> None:
+        self._do(CHORES, jobs.brakes)
 
     def recover(self) -> None:
         self._do(CHORES, jobs.recover)

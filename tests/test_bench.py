@@ -6,7 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from app.rules.triggers import KINDS
-from bench import folder, scale, timers
+from bench import deliver, folder, scale, timers
 from bench.__main__ import main, rows
 from bench.table import Line, render
 
@@ -48,6 +48,15 @@ def test_rows_c_d_and_g_measure_the_engine_at_a_small_size():
     assert min(more_campaigns.ours, active.ours, spread.ours, due.ours) > 0
     assert active.reference == spread.reference
     assert "300 events" in active.note
+
+
+def test_rows_e_and_e2_send_the_same_mail_without_and_with_a_signature():
+    """Each raises unless the relay accepted everything, signed or not as it should be."""
+    (plain,) = deliver.sent(messages=60, rounds=1)
+    (signed,) = deliver.signed(messages=60, rounds=1)
+    assert (plain.row, plain.target, signed.row, signed.target) == ("E", 0.7, "E2", 0.25)
+    assert min(plain.ours, plain.reference, signed.ours, signed.reference) > 0
+    assert {"E", "E2"} <= set(rows())
 
 
 def test_mixed_campaigns_use_every_kind_of_trigger_but_those_of_people():

@@ -18,6 +18,7 @@ from app import models
 from app.config import load
 from app.flow import claims, outcome
 from app.flow.deliver import Limits, recover, run
+from app.flow.links import Links, load_keyring
 from app.flow.outcome import Outcome
 from app.providers.memory import MemoryTransport
 from app.providers.smtp import Smtp, Timeouts
@@ -90,7 +91,7 @@ def test_the_mail_carries_what_the_standards_ask(engine, send, settings):
     mail = message_from_bytes(letter.data)
     row = message(engine, message_id)
     assert mail["Message-ID"] == row.message_header == f"<{message_id.hex}@acorn.test>"
-    assert mail["X-Nurture-Send"] == str(message_id)
+    assert links(engine).read_short(mail["X-Nurture-Send"]) == message_id and len(mail["X-Nurture-Send"]) == 40
     assert mail["List-Unsubscribe"].startswith(f"<{settings.base_url}/u/")
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     assert mail["List-Id"] == "Product <product.acorn.test>"
@@ -681,7 +682,7 @@ def test_without_a_relay_mail_goes_to_the_outbox(engine, settings, clock):
     with engine.connect() as conn:
         row = conn.execute(select(models.outbox)).one()
     assert (row.message_id, row.sender, row.recipient, row.captured_at) == (message_id, "success@acorn.test", "ada@acorn.test", NOW)
-    assert b"X-Nurture-Send: " + str(message_id).encode() in bytes(row.raw)
+    assert b"X-Nurture-Send: " + links(engine).short_token(message_id).encode() in bytes(row.raw)
     assert message(engine, message_id).state == "sent"
 
 
@@ -702,6 +703,11 @@ def due(conn, **values):
     """A message that is due to Ada of acorn."""
     cast = Cast(conn, NOW)
     return cast.message(cast.contact("ada"), **values)
+
+
+def links(engine):
+    with engine.connect() as conn:
+        return Links("http://127.0.0.1:8000", load_keyring(conn))
 
 
 def message(engine, ident):

@@ -291,7 +291,7 @@ def test_many_problems_are_cut_off(tmp_path):
 
 @pytest.mark.parametrize("name", ["Mara\r\nBcc: x@example.com", "\r\n\r\n<html>", "a\nX-Y: z", "\u2028Bcc: x", "=?utf-8?q?=0d=0aBcc: x?="])
 def test_a_customer_cannot_write_headers(name):
-    about = {"message_header": "<a@b.example>", "date": START, "unsubscribe_url": "https://n.example/u/T", "message_id": "m"}
+    about = {"message_header": "<a@b.example>", "date": START, "unsubscribe_url": "https://n.example/u/T", "token": "m"}
     try:
         data = assemble(
             Mail(f"Hello {name}", "<p>x</p>", "x", ()),

@@ -23,7 +23,10 @@ WELL = {
     "_dmarc.example.com": {"TXT": ["v=DMARC1; p=quarantine; rua=mailto:d@example.com"]},
     "n1._domainkey.example.com": {"TXT": [KEY]},
 }
-KEYS = [{"selector": "n1", "record": KEY, "state": "active"}, {"selector": "old", "record": "v=DKIM1; p=x", "state": "retired"}]
+KEYS = [
+    {"name": "n1._domainkey.example.com", "value": KEY, "state": "active"},
+    {"name": "old._domainkey.example.com", "value": "v=DKIM1; p=x", "state": "retired"},
+]
 
 
 def seen(zone, name: str = "example.com", keys=()) -> dict[str, mail_doctor.Finding]:

@@ -19,6 +19,7 @@ from app.flow.mime import address, assemble
 
 NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 MESSAGE = UUID("6f0c2c1e-5a41-4f3c-9d6e-0c9d1f0b7a11")
+TOKEN = "aebagbaf" * 5
 LONG_URL = "https://t.example.com/u/" + "aB3_-" * 60  # 324 characters
 
 
@@ -39,7 +40,7 @@ def message(mail=None, **changes) -> bytes:
         "unsubscribe_url": LONG_URL,
         "list_id": "Getting more out of it <product.example.com>",
         "feedback_id": "onboarding.first-value:3:email:example-com",
-        "message_id": MESSAGE,
+        "token": TOKEN,
     }
     return assemble(mail or Rendered(), **{**fields, **changes})
 
@@ -83,7 +84,7 @@ def test_every_header_of_a_marketing_message():
         "Precedence": "bulk",
         "X-Auto-Response-Suppress": "OOF, AutoReply",
         "Feedback-ID": "onboarding.first-value:3:email:example-com",
-        "X-Nurture-Send": str(MESSAGE),
+        "X-Nurture-Send": TOKEN,
         "MIME-Version": "1.0",
         "Content-Type": found["Content-Type"],
     }
@@ -170,7 +171,7 @@ INJECTIONS = ["\r\nBcc: x@example.com", "\nx", "\rx", "\x00", "\x0b", "\x7f", "\
 
 @pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize(
-    "field", ["reply_to", "message_header", "unsubscribe_url", "unsubscribe_mailto", "list_id", "feedback_id", "message_id"]
+    "field", ["reply_to", "message_header", "unsubscribe_url", "unsubscribe_mailto", "list_id", "feedback_id", "token", "metadata"]
 )
 def test_control_characters_are_refused_in_every_structured_value(field, injection):
     """M-09."""
@@ -181,7 +182,8 @@ def test_control_characters_are_refused_in_every_structured_value(field, injecti
         "unsubscribe_mailto": f"mailto:u@example.com{injection}y",
         "list_id": f"Name <product{injection}.example.com>",
         "feedback_id": f"a:b{injection}:c",
-        "message_id": f"6f0c{injection}",
+        "token": f"6f0c{injection}",
+        "metadata": ("X-Mailgun-Variables", f"a{injection}b"),
     }
     with pytest.raises(RenderSkip) as caught:
         message(**{field: values[field]})
@@ -236,7 +238,7 @@ def test_any_subject_and_any_name_come_back(subject, name):
     assert len(names) == 15
     found = parsed(raw)
     assert found["To"].addresses[0].addr_spec == "mara@example.net"
-    assert found["X-Nurture-Send"] == str(MESSAGE)
+    assert found["X-Nurture-Send"] == TOKEN
 
 
 @settings(max_examples=200, deadline=None)

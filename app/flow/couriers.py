@@ -8,6 +8,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -15,11 +17,13 @@ from sqlalchemy import Row
 
 from app.errors import SendError
 from app.flow.outcome import Outcome
-from app.flow.prepare import Facts, Prepared
+from app.flow.prepare import Facts, Prepared, not_prepared
 from app.providers import Connection, Transport
 from app.rules.delivery import SENT, Ending, Limits, about_the_relay, ending
 
 WRITTEN_AT_ONCE = 4  # about a millisecond, in which nobody else has a turn
+SIGNED_AT_ONCE = 8
+SIGNERS = 2  # threads: one signs about as fast as one loop sends
 
 log = logging.getLogger("nurture.deliver")
 
@@ -27,7 +31,8 @@ log = logging.getLogger("nurture.deliver")
 class Couriers:
     """All connections of a run and the letters that wait for one.
 
-    `make` asks the gates and writes a letter; a few are written ahead, so that there is work while the couriers wait for answers.
+    `make` asks the gates and writes a letter; a few are written ahead, so that there is work while the couriers wait for answers. What
+    has a signer is signed by `threads`, several at a time, before a courier takes it.
     `permitted` is asked between a letter's body and its final dot; `settle` gets what came of it; `hungry` is called when more claims
     would be welcome. `stale` are claims whose facts have grown old while they waited. `unreachable` is set while the relay takes nothing
     from anybody; `taken` counts what it took.
@@ -42,11 +47,15 @@ class Couriers:
         permitted: Callable[[Prepared], Awaitable[bool]],
         settle: Callable[[Sequence[Outcome]], None],
         hungry: Callable[[], None],
+        threads: Executor,
     ):
+        self.threads = threads
         self.transport, self.limits, self.clock = transport, limits, clock
         self.make, self.permitted, self.settle, self.hungry = make, permitted, settle, hungry
         self.loop = asyncio.get_running_loop()
         self.ready: deque[tuple[Row, Facts]] = deque()
+        self.unsigned: deque[tuple[Prepared, Facts]] = deque()
+        self.signing: dict[UUID, tuple[Prepared, Facts]] = {}  # by token; who is taken out meanwhile was given back
         self.letters: deque[tuple[Prepared, Facts]] = deque()
         self.stale: list[Row] = []
         self.carrying: set[UUID] = set()  # the tokens of the letters in somebody's hands
@@ -61,17 +70,18 @@ class Couriers:
         self._free: deque[asyncio.Future] = deque()
         self._over = asyncio.Event()
         self._to_write = asyncio.Event()
-        self._writer = asyncio.create_task(self._write())
+        self._to_sign = asyncio.Event()
+        self._writers = [asyncio.create_task(self._write()), *(asyncio.create_task(self._sign()) for _ in range(SIGNERS))]
         self._tasks = [asyncio.create_task(self._courier()) for _ in range(transport.connections)]
 
     @property
     def busy(self) -> bool:
-        return bool(self.carrying or self.ready or self.letters or self.stale)
+        return bool(self.carrying or self.ready or self.unsigned or self.signing or self.letters or self.stale)
 
     @property
     def tasks(self) -> Sequence[asyncio.Task]:
-        """The writer and the couriers; each ends only when the run does, or when our own code is wrong."""
-        return [self._writer, *self._tasks]
+        """The writer, the signers and the couriers; each ends only when the run does, or when our own code is wrong."""
+        return [*self._writers, *self._tasks]
 
     def serve(self, claimed: Iterable[Row], facts: Facts) -> None:
         """More letters to carry."""
@@ -99,7 +109,7 @@ class Couriers:
     def give_back(self) -> None:
         """What nobody carries yet is due again."""
         rows = self._waiting()
-        for held in (self.ready, self.letters, self.stale):
+        for held in (self.ready, self.unsigned, self.signing, self.letters, self.stale):
             held.clear()
         self.settle([self._given_back(row) for row in rows])
 
@@ -108,6 +118,7 @@ class Couriers:
         their mail is unknown."""
         self._over.set()
         self._to_write.set()
+        self._to_sign.set()
         self._wake_all()
         pending, deadline = set(self._tasks), None
         while pending:
@@ -123,13 +134,14 @@ class Couriers:
                 log.error("a courier failed", exc_info=task.exception())
 
     def _waiting(self) -> list[Row]:
-        return [*(row for row, _ in self.ready), *(one.ready.claimed for one, _ in self.letters), *self.stale]
+        written = (*self.unsigned, *self.signing.values(), *self.letters)
+        return [*(row for row, _ in self.ready), *(one.ready.claimed for one, _ in written), *self.stale]
 
     async def _write(self) -> None:
         """Writes letters ahead of the couriers, one for each, letting everybody else have a turn after every few."""
         count = 0
         while not self._over.is_set():
-            if not self.ready or len(self.letters) >= self.transport.connections:
+            if not self.ready or len(self.letters) + len(self.unsigned) + len(self.signing) >= self.transport.connections:
                 self._to_write.clear()
                 self.hungry()
                 await self._to_write.wait()
@@ -139,6 +151,9 @@ class Couriers:
                 made = self.make(facts, row, self.clock())
                 if isinstance(made, Outcome):
                     self.settle([made])
+                elif made.signer is not None:
+                    self.unsigned.append((made, facts))
+                    self._to_sign.set()
                 else:
                     self.letters.append((made, facts))
                     self._wake_one()
@@ -146,6 +161,26 @@ class Couriers:
             if count % WRITTEN_AT_ONCE == 0:
                 self.hungry()
                 await asyncio.sleep(0)
+
+    async def _sign(self) -> None:
+        """Has letters signed in a thread, as many as wait for it, up to a limit."""
+        while not self._over.is_set():
+            if not self.unsigned:
+                self._to_sign.clear()
+                await self._to_sign.wait()
+                continue
+            batch = [self.unsigned.popleft() for _ in range(min(len(self.unsigned), SIGNED_AT_ONCE))]
+            self.signing |= {one.ready.claimed.claim: (one, facts) for one, facts in batch}
+            signed = await self.loop.run_in_executor(self.threads, _signed, [one for one, _ in batch], self.clock())
+            for (one, facts), made in zip(batch, signed, strict=True):
+                if self.signing.pop(one.ready.claimed.claim, None) is None:
+                    continue
+                if isinstance(made, Outcome):
+                    self.settle([made])
+                else:
+                    self.letters.append((made, facts))
+                    self._wake_one()
+            self._to_write.set()
 
     async def _courier(self) -> None:
         connection: Connection | None = None
@@ -349,6 +384,19 @@ class Rate:
 
     def batch(self, least: int, most: int) -> int:
         return max(min(int(self._last / 4), most), least)
+
+
+def _signed(letters: Sequence[Prepared], now: datetime) -> list[Prepared | Outcome]:
+    """The letters with their signatures. One that cannot be signed is tried again like one that could not be written (invariant 12)."""
+    found: list[Prepared | Outcome] = []
+    for one in letters:
+        try:
+            letter = replace(one.letter, data=one.signer.sign(one.letter.data, now, one.unsigned))
+            found.append(replace(one, letter=letter, signer=None))
+        except Exception as error:
+            log.exception("message %s could not be signed", one.letter.message_id)
+            found.append(not_prepared(one.ready.claimed, error, now))
+    return found
 
 
 # What stands in the place of a claim when none came for long.

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, Row, select
 from app.config import Settings
 from app.flow import claims, publish, reservations
 from app.flow.claims import Heartbeat, recover
-from app.flow.couriers import Couriers
+from app.flow.couriers import SIGNERS, Couriers
 from app.flow.keepers import AWAY, Bookkeeper, Gatekeeper, Held
 from app.flow.links import Keyring, Links, load_keyring
 from app.flow.outcome import Outcome
@@ -98,6 +98,7 @@ class _Run:
         self.transport = transport or transport_for(settings, engine, clock, limits)
         self.limits, self.stopping, self.rung = limits, stopping, rung
         self.threads = ThreadPoolExecutor(4, "deliver")
+        self.pens = ThreadPoolExecutor(SIGNERS, "sign")
         self.database = Held(engine)
 
     async def run(self) -> int:
@@ -114,6 +115,7 @@ class _Run:
         finally:
             self.database.close()
             self.threads.shutdown()
+            self.pens.shutdown()
 
     async def _deliver(self) -> int:
         self.hungry = asyncio.Event()
@@ -121,7 +123,7 @@ class _Run:
         enough = max(1, self.transport.connections * 3 // 4)
         gate = Gatekeeper(self.engine, self.clock, self.threads, self.limits, self.books.settle, enough)
         self.couriers = Couriers(
-            self.transport, self.limits, self.clock, self.preparer.make, gate.permitted, self.books.settle, self.hungry.set
+            self.transport, self.limits, self.clock, self.preparer.make, gate.permitted, self.books.settle, self.hungry.set, self.pens
         )
         couriers = self.couriers
         keepers = [asyncio.create_task(self.books.run(lambda: couriers.busy)), asyncio.create_task(gate.run(lambda: couriers.handing))]
@@ -216,6 +218,7 @@ class _Run:
         kept = _preparers.pop(self.engine, None) or Preparer(partitions)
         if kept.links is None or (kept.links.keyring, kept.links.base_url) != (keyring, self.settings.base_url):
             kept.links = Links(self.settings.base_url, keyring)
+        kept.settings, kept.service = self.settings, self.transport.service
         return kept
 
     def _look(self, conn: Connection) -> tuple[set[int], Keyring, int] | None:

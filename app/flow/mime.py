@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from binascii import b2a_qp
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
 from struct import Struct
 from typing import Protocol
-from uuid import UUID
 
 import idna
 
@@ -31,6 +31,7 @@ _MAILTO = re.compile(r"mailto:[\x21-\x3b\x3d\x3f-\x7e]+")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")
 _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_OTHER = re.compile(r"X-[A-Za-z0-9_-]{1,62}")
 _ENCODED_WORD = re.compile(r"=\?")
 
 
@@ -46,23 +47,26 @@ def assemble(
     mail: Parts,
     *,
     sender: tuple[str, str],
-    reply_to: str | None,
+    reply_to: str | Sequence[str] | None,
     to: tuple[str, str],
     message_header: str,
     date: datetime,
     unsubscribe_url: str | None,
     list_id: str | None,
     feedback_id: str | None,
-    message_id: UUID | str,
+    token: str | None,
     transactional: bool = False,
     unsubscribe_mailto: str | None = None,
+    metadata: tuple[str, str] | None = None,
 ) -> bytes:
     """The message as it goes over the wire: CRLF, 7 bit, no line over 998 octets, and none that begins with a dot, so that there is
     nothing to stuff.
 
     The same arguments give the same bytes, so a retry repeats the first attempt. `sender` and `to` are (name, address); names may
     hold anything and become harmless. Every other value that is not a plain line of the right shape raises RenderSkip: `bad_header`
-    (M-09), or `eai_unsupported` for an address whose local part is not ASCII (M-11). Transactional mail carries no list headers.
+    (M-09), or `eai_unsupported` for an address whose local part is not ASCII (M-11). Transactional mail carries no list headers. `token`
+    names the message in X-Nurture-Send and may come back in a bounce; `metadata` is a header (name, value) by which a provider does the
+    same. No header stands twice (B-08).
     """
     header = _plain("Message-ID", message_header)
     header = header if header.startswith("<") else f"<{header}>"
@@ -75,14 +79,18 @@ def assemble(
         f"Message-ID: {header}",
     ]
     if reply_to:
-        lines.append(f"Reply-To: {address(reply_to, 'Reply-To')}")
+        answers = (reply_to,) if isinstance(reply_to, str) else reply_to
+        lines.append("Reply-To: " + ",\r\n ".join(address(one, "Reply-To") for one in answers))
     if transactional:
         lines.append("Auto-Submitted: auto-generated")
     else:
         lines += _list_headers(unsubscribe_url, unsubscribe_mailto, list_id)
     if feedback_id:
         lines.append(f"Feedback-ID: {_plain('Feedback-ID', feedback_id)}")
-    lines.append(f"X-Nurture-Send: {_plain('X-Nurture-Send', str(message_id))}")
+    if token:
+        lines.append(f"X-Nurture-Send: {_plain('X-Nurture-Send', token)}")
+    if metadata:
+        lines.append(f"{_name(metadata[0])}: {_plain(*metadata)}")
     lines.append("MIME-Version: 1.0")
     lines.append(f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"')
     text_encoding, text = _encoded_text(mail.text)
@@ -146,6 +154,14 @@ def address(value: str, header: str) -> str:
     if not _LOCAL.fullmatch(local) or len(local) > 64:
         raise _bad(header, value)
     return f"{local}@{_domain(domain, header)}"
+
+
+def wire_domain(domain: str) -> str | None:
+    """A domain as it goes over the wire, in A-labels and small letters; None for what is none."""
+    try:
+        return _domain(domain.strip().rstrip("."), "domain").lower()
+    except RenderSkip:
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -231,6 +247,13 @@ def _plain(header: str, value: str) -> str:
     if not value or len(value) > HARD_LINE - 40 or not _PRINTABLE.fullmatch(value):
         raise _bad(header, value)
     return value
+
+
+def _name(header: str) -> str:
+    """The name of a header that is not among those written above."""
+    if not _OTHER.fullmatch(header):
+        raise _bad("name", header)
+    return header
 
 
 def _bad(header: str, value: str) -> RenderSkip:

@@ -34,6 +34,7 @@ from app.flow.channels import Channel, Sealed, find_channels
 from app.flow.claims import Heartbeat
 from app.flow.composing.filters import one_line
 from app.flow.deliver import transport_for
+from app.flow.dkim import Signers, signers_now
 from app.flow.keepers import AWAY
 from app.models import decision
 from app.providers import Letter, Transport
@@ -99,13 +100,28 @@ def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead
     return claims.Recovered(due, len(lost))
 
 
-def send_test(settings: Settings, channel: Channel, lifecycle: Lifecycle, transport: Transport, now: datetime, caller: Caller) -> str:
-    """Sends a word through the channel, at once and once; returns what the other side said. Raises NurtureError when it took nothing."""
-    ident = uuid4()
+def send_test(channel: Channel, lifecycle: Lifecycle, signers: Signers, transport: Transport, now: datetime, caller: Caller) -> str:
+    """Sends a word through the channel, as `send_now` does."""
     words = Words(f"{PRODUCT}: test of the channel {channel.name}", f"The channel {channel.name} of {PRODUCT} works.", "", None)
-    if channel.kind == "email":
-        return asyncio.run(_mail(transport, _letter(ident, ("", channel.address), words, lifecycle, now)))
     data = {"type": "channel.test", "timestamp": now.isoformat(), "data": {"channel": channel.name}}
+    return send_now(channel, words, data, uuid4(), lifecycle, signers, transport, now, caller)
+
+
+def send_now(
+    channel: Channel,
+    words: Words,
+    data: Mapping[str, Any],
+    ident: UUID,
+    lifecycle: Lifecycle,
+    signers: Signers,
+    transport: Transport,
+    now: datetime,
+    caller: Caller,
+) -> str:
+    """Sends `words` (to a webhook, `data`) through the channel, at once and once; returns what the other side said. Raises NurtureError
+    when it took nothing, or when nobody knows."""
+    if channel.kind == "email":
+        return asyncio.run(_mail(transport, _letter(ident, ("", channel.address), words, lifecycle, now, signers)))
     answer = _post(caller, channel, words, data, f"msg_{ident.hex}", now)
     if not 200 <= answer.status < 300:
         raise CallError("unknown", f"{channel.shown} answered {answer.status}: {_said(answer)}")
@@ -146,10 +162,11 @@ class Desk:
                     return False  # believed dead and taken over, before anything went out
                 lifecycle = publish.book(conn).lifecycle
                 result = channel = self._channel(conn, row)
+                signers = signers_now(conn, self.settings)
         except AWAY as error:
             result = Result(self._later(row), f"the database is away: {error.orig}"[:REPLY_KEPT], called=False)
         if not isinstance(result, Result):
-            result = self._sent(row, channel, lifecycle)
+            result = self._sent(row, channel, lifecycle, signers)
         return self._settled(row, result)
 
     def _channel(self, conn: Connection, row: Row) -> Channel | Result:
@@ -169,12 +186,12 @@ class Desk:
             return Result(Ending("failed", "wrong_channel"), called=False, evidence={"channel": to, "kind": found.kind})
         return found
 
-    def _sent(self, row: Row, channel: Channel, lifecycle: Lifecycle) -> Result:
+    def _sent(self, row: Row, channel: Channel, lifecycle: Lifecycle, signers: Signers) -> Result:
         attempts, now = row.attempts + 1, self.clock()
         repeats = channel.kind == "webhook"
         try:
             if channel.kind == "email":
-                return Result(DONE, self._mailed(row, channel, lifecycle))
+                return Result(DONE, self._mailed(row, channel, lifecycle, signers))
             answer = _post(self.caller, channel, self._words(row), self._data(row), f"msg_{row.id.hex}", now)
             named = _retry_after(answer.headers.get("retry-after"), now)
             end = answered(answer.status, named, repeats, row.id, attempts, self.clock(), row.created_at)
@@ -194,10 +211,10 @@ class Desk:
                 unanswered("unknown", repeats, row.id, attempts, self.clock(), row.created_at), f"{type(error).__name__}: {error}"[:300]
             )
 
-    def _mailed(self, row: Row, channel: Channel, lifecycle: Lifecycle) -> str:
+    def _mailed(self, row: Row, channel: Channel, lifecycle: Lifecycle, signers: Signers) -> str:
         owner = row.payload.get("owner") or {}
         name = owner.get("name") if row.payload["to"] == "owner" else None
-        letter = _letter(row.id, (name or "", channel.address), self._words(row), lifecycle, row.created_at)
+        letter = _letter(row.id, (name or "", channel.address), self._words(row), lifecycle, row.created_at, signers)
         return asyncio.run(_mail(self.transport, letter))
 
     def _words(self, row: Row) -> Words:
@@ -314,7 +331,7 @@ class _Parts:
     text: str
 
 
-def _letter(ident: UUID, to: tuple[str, str], words: Words, lifecycle: Lifecycle, at: datetime) -> Letter:
+def _letter(ident: UUID, to: tuple[str, str], words: Words, lifecycle: Lifecycle, at: datetime, signers: Signers) -> Letter:
     """An alert as a mail: to one of our own, so without tracking and without an unsubscribe link. The same alert, the same bytes."""
     sender = lifecycle.senders["default"]
     address = mime.address(sender.email, "From")
@@ -333,9 +350,11 @@ def _letter(ident: UUID, to: tuple[str, str], words: Words, lifecycle: Lifecycle
         unsubscribe_url=None,
         list_id=None,
         feedback_id=None,
-        message_id=ident,
+        token=None,
         transactional=True,
     )
+    if signer := signers.of.get(address.rpartition("@")[2].lower()):
+        data = signer.sign(data, at)
     return Letter(ident, address, mime.address(to[1], "To"), data, plain=True)
 
 

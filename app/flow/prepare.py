@@ -15,13 +15,16 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, select
 
+from app.config import Settings
 from app.errors import RenderSkip
 from app.flow import mime, publish, reservations, states
 from app.flow.claims import Ready
 from app.flow.compose import Addresses, Compiled, Composer, Link, assemble, locales
+from app.flow.dkim import Signers
 from app.flow.links import Links
 from app.flow.outcome import Outcome
 from app.flow.reservations import Reserved
+from app.flow.signing import Signer
 from app.models import template
 from app.providers import Letter
 from app.rules import consent, steps
@@ -32,6 +35,7 @@ from app.rules.delivery import Ending, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
 from app.rules.identity import normalise
 from app.rules.lifecycle import TRANSACTIONAL, Sender
+from app.rules.relays import Relay
 
 VERSIONS_KEPT = 256
 LOOK_AGAIN = timedelta(minutes=15)
@@ -41,22 +45,27 @@ log = logging.getLogger("nurture.deliver")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A letter that may go as far as its gates say."""
+    """A letter that may go as far as its gates say. With a `signer` it is signed first, without the headers `unsigned`."""
 
     ready: Ready
     letter: Letter
+    signer: Signer | None = None
+    unsigned: frozenset[str] = frozenset()
 
 
 class Preparer:
     """Makes letters of claims: `gather` reads what is known of many by a few statements, `make` decides and writes one.
 
-    Keeps compiled templates and the number of partitions; `links` is set by the run that uses it. Each method belongs to one thread at a
-    time.
+    Keeps compiled templates, opened keys and the number of partitions; `links`, `settings` and `service` (the email service behind the
+    relay) are set by the run that uses it. Each method belongs to one thread at a time.
     """
 
-    def __init__(self, partitions: int, links: Links | None = None):
+    def __init__(self, partitions: int):
         self.partitions = partitions
-        self.links = links
+        self.links: Links | None = None
+        self.settings: Settings | None = None
+        self.service: Relay | None = None
+        self.signers = Signers()
         self.composer = Composer()
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
 
@@ -65,6 +74,7 @@ class Preparer:
         transaction of the claim. Raises NotFound when nothing is published."""
         book = publish.including(conn, publish.book(conn), {row.version_id for row in claimed})
         self._load_templates(conn, {row.version_id for row in claimed})
+        self.signers.refresh(conn, self.settings)
         facts = Facts(conn, book, claimed, self._metrics(book, claimed), now)
         self._reserve(conn, facts, claimed, now)
         return facts
@@ -100,8 +110,7 @@ class Preparer:
             return self._one(facts.book, facts, row, now)
         except Exception as error:
             log.exception("message %s could not be prepared", row.id)
-            again = retry_at(row.id, 1, now)
-            return _outcome(row, "due", "render_failed", now, "render", {"problem": f"{type(error).__name__}: {error}"[:300]}, again)
+            return not_prepared(row, error, now)
 
     def _one(self, book: Book, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
         version = book.versions[row.version_id]
@@ -131,7 +140,7 @@ class Preparer:
             return _outcome(row, "shadow", "shadow", now, "campaign")
         if enrollment.held_out:
             return _outcome(row, "ghosted", "held_out", now, "holdout")
-        if row.kind == "survey":
+        if row.kind == "survey" and isinstance(made, Prepared):
             facts.surveyed[contact.person] = now
         return made
 
@@ -146,10 +155,10 @@ class Preparer:
         node: Node,
         contact: Contact,
         now: datetime,
-    ) -> Prepared:
+    ) -> Prepared | Outcome:
         compiled, key = self._template(row, contact.locale)
         lifecycle, links, message_id = book.lifecycle, self.links, row.id
-        sender = mail_from(lifecycle.senders.get(version.campaign.sender) or lifecycle.senders["default"], account)
+        sender = mail_from(lifecycle.sender_of(version.campaign.sender), account)
         scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
         kept = values(scope, compiled.reads, book.schema)
         transactional = row.topic == TRANSACTIONAL
@@ -171,24 +180,38 @@ class Preparer:
             why(lifecycle.brand.name, account),
         )
         address = mime.address(sender.email, "From")
-        domain = address.rpartition("@")[2]
+        domain = address.rpartition("@")[2].lower()
+        if problem := self.signers.shut.get(domain):
+            # Unsigned it would be refused, or worse, believed to be forged.
+            until = (now + LOOK_AGAIN).isoformat()
+            return _shut(row, Refusal("send", "wait", "sealed_key", {"problem": problem, "until": until}), now)
         header = row.message_header or f"<{message_id.hex}@{domain}>"
         topic = lifecycle.topics.get(row.topic)
+        inbound = self.settings.inbound_domain
+        token = links.short_token(message_id)
+        answers = sender.reply_to
+        if inbound:
+            # Whoever answers reaches people first, and us as well: an answer is news of the account.
+            answers = (sender.reply_to or address, links.mailbox(message_id, "reply", inbound))
         data = assemble(
             mail,
             sender=(sender.name, sender.email),
-            reply_to=sender.reply_to,
+            reply_to=answers,
             to=(" ".join(name for name in (contact.first_name, contact.last_name) if name), contact.address),
             message_header=header,
             date=now,
             unsubscribe_url=None if transactional else unsubscribe,
+            unsubscribe_mailto=f"mailto:{links.mailbox(message_id, 'unsubscribe', inbound)}?subject=unsubscribe" if inbound else None,
             list_id=f"{topic.name if topic else row.topic} <{row.topic.replace('_', '-')}.{domain}>",
             feedback_id=f"{version.key.replace('/', '.')}:{version.number}:{row.kind}:{domain.replace('.', '-')}",
-            message_id=message_id,
+            token=token,
             transactional=transactional,
+            metadata=self.service and (self.service.header, self.service.value(token)),
         )
-        letter = Letter(message_id, address, mime.address(contact.address, "To"), data, plain=True)
-        return Prepared(Ready(row, contact.person, header, mail.subject, kept, mail.links), letter)
+        envelope = links.mailbox(message_id, "bounce", inbound) if inbound else address
+        letter = Letter(message_id, envelope, mime.address(contact.address, "To"), data, plain=True)
+        ready = Ready(row, contact.person, header, mail.subject, kept, mail.links)
+        return Prepared(ready, letter, self.signers.of.get(domain), self.service.unsigned if self.service else frozenset())
 
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
         """The step's template in the contact's language, or in the default one."""
@@ -278,6 +301,12 @@ def _shut(row: Row, decision: Decision | Refusal, now: datetime) -> Outcome:
         return _outcome(row, "due", decision.reason, now, decision.gate, decision.evidence, again)
     # Not beyond the end: whatever still waits then is looked at once more, and skipped as expired.
     return _outcome(row, "due", decision.reason, now, decision.gate, decision.evidence, min(max(again, now), row.expires_at))
+
+
+def not_prepared(row: Row, error: Exception, now: datetime) -> Outcome:
+    """A fault of our own: the message is tried again later."""
+    problem = {"problem": f"{type(error).__name__}: {error}"[:300]}
+    return _outcome(row, "due", "render_failed", now, "render", problem, retry_at(row.id, 1, now))
 
 
 def _paused(book: Book, key: str) -> bool:

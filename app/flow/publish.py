@@ -125,7 +125,8 @@ def including(conn: Connection, known: Book, versions: Iterable[int]) -> Book:
 # One small look at the start of every batch: what it finds is the key of the cached book, one value for any number of campaigns.
 _MARK_OF = """
 concat((select max(id) from lifecycle_version), ' ',
-       (select md5(string_agg(concat_ws(' ', id, key, mode, coalesce(version_id, 0)), ',' order by id)) from campaign))"""
+       (select md5(string_agg(concat_ws(' ', id, key, mode, coalesce(version_id, 0)), ',' order by id)) from campaign), ' ',
+       (select string_agg(id::text, ',' order by id) from brake where domain is not null and action = 'pause' and released_at is null))"""
 _MARK = f"select {_MARK_OF}"
 _IN_FORCE = f"""
 select {_MARK_OF}, (select max(id) from lifecycle_version),
@@ -156,14 +157,14 @@ class _Books:
         same = kept[2].versions if kept and kept[1] == lifecycle_id else {}
         versions = {version: same[version] for version in wanted & same.keys()}
         versions |= _compiled(conn, wanted - versions.keys(), lifecycle.schema)
-        made = build_book(lifecycle, standings, versions)
+        made = build_book(lifecycle, standings, versions, dict(map(tuple, conn.exec_driver_sql(_BRAKES_ON))))
         with self.lock:
             self.kept[where] = (mark, lifecycle_id, made)
         return made
 
     def widen(self, conn: Connection, known: Book, missing: set[int]) -> Book:
         versions = {**known.versions, **_compiled(conn, missing, known.schema)}
-        wider = build_book(known.lifecycle, list(known.standings.values()), versions)
+        wider = build_book(known.lifecycle, list(known.standings.values()), versions, known.braked)
         where = conn.engine.url.render_as_string(hide_password=True)
         with self.lock:
             kept = self.kept.get(where)
@@ -173,6 +174,9 @@ class _Books:
 
 
 _books = _Books()
+
+
+_BRAKES_ON = "select domain, numbers from brake where domain is not null and action = 'pause' and released_at is null"
 
 
 def _compiled(conn: Connection, wanted: Iterable[int], schema: Schema) -> dict[int, Version]:

@@ -107,6 +107,9 @@ def set_mode(conn: Connection, key: str, mode: str, now: datetime, *, choice: st
             raise InputError(f"{waiting} are overdue: say whether to send, skip or exit them", "overdue")
         if waiting:
             steering.resume(choice)
+    if row.mode == "paused":
+        # Whoever ends a pause has seen why there was one.
+        conn.exec_driver_sql(_RELEASE, {"campaign": row.id, "now": now})
     conn.execute(campaign.update().where(campaign.c.id == row.id).values(mode=mode, mode_at=now))
     return steering.done(choice if row.mode == "paused" and not leave else None)
 
@@ -212,3 +215,4 @@ update message m set due_at = %(now)s, expires_at = greatest(m.expires_at, %(now
 where m.id = any(array(select m.id from message m where {_HELD_UP} order by m.id for update)) and m.state = 'due'"""
 _BEING_STEERED = """
 select (e.properties ->> 'enrollment')::uuid from event_pending p join event e on e.id = p.event_id where e.name = %(name)s"""
+_RELEASE = "update brake set released_at = %(now)s, released_by = 'resumed' where campaign_id = %(campaign)s and released_at is null"

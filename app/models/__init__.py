@@ -30,8 +30,10 @@ from app.models.installation import (
     worker,
 )
 from app.models.messages import (
+    brake,
     consent,
     delivery_event,
+    dkim_key,
     hit,
     inbound_mail,
     mailbox,
@@ -46,6 +48,7 @@ from app.models.messages import (
 __all__ = [
     "account",
     "api_key",
+    "brake",
     "campaign",
     "campaign_version",
     "consent",
@@ -54,6 +57,7 @@ __all__ = [
     "contact_alias",
     "decision",
     "delivery_event",
+    "dkim_key",
     "doubled",
     "effect",
     "enrollment",

@@ -11,6 +11,7 @@ installation = Table(
     Column("id", SmallInteger, primary_key=True, server_default=text("1")),
     Column("partitions", SmallInteger, nullable=False),
     Column("created_at", Time, nullable=False),
+    Column("brakes_at", Time),  # complaints and bounces are not counted again before
 )
 
 token_key = Table(

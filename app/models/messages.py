@@ -103,6 +103,53 @@ delivery_event = Table(
     Column("key", Text, nullable=False),  # what makes it one fact, such as attempt:3
     UniqueConstraint("message_id", "kind", "key"),
     Index("ix_delivery_event_at", "at", postgresql_using="brin"),
+    Index("ix_delivery_event_bad", "at", postgresql_where=text("kind in ('bounced', 'complained', 'rejected')")),
+)
+
+dkim_key = Table(
+    "dkim_key",
+    metadata,
+    # A key that signs the mail of a domain. One of each algorithm is active; a retired one has lost its private half.
+    serial(),
+    Column("domain", Text, nullable=False),  # as in addresses: A-labels, small letters
+    Column("selector", Text, nullable=False),
+    Column("algorithm", Text, nullable=False),  # rsa | ed25519
+    Column("bits", Integer, nullable=False),
+    Column("sealed", Text),  # the private key, sealed (flow.seals)
+    Column("record", Text, nullable=False),  # the value of the TXT record at selector._domainkey.domain
+    Column("active", Boolean, nullable=False, server_default=text("false")),
+    Column("created_at", Time, nullable=False),
+    Column("retired_at", Time),
+    UniqueConstraint("domain", "selector"),
+    Index("uq_dkim_key_active", "domain", "algorithm", unique=True, postgresql_where=text("active")),
+)
+
+brake = Table(
+    "brake",
+    metadata,
+    # Mail that was stopped because too many complained or bounced, or a warning of it. In force until somebody releases it.
+    serial(),
+    Column("kind", Text, nullable=False),  # complaints | bounces
+    Column("action", Text, nullable=False),  # warn | pause
+    Column("domain", Text),  # the sending domain, of complaints
+    Column("provider", Text),  # the mailbox provider whose people complained; None: all together
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id")),  # of bounces
+    Column("numbers", Json, nullable=False),  # what was counted, over which time, and the limit
+    Column("set_at", Time, nullable=False),
+    Column("told_at", Time),  # when the operators were told; None: still to be tried
+    Column("released_at", Time),
+    Column("released_by", Text),
+    Index(
+        "uq_brake_active",
+        "kind",
+        "action",
+        "domain",
+        "provider",
+        "campaign_id",
+        unique=True,
+        postgresql_where=text("released_at is null"),
+        postgresql_nulls_not_distinct=True,
+    ),
 )
 
 hit = Table(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from app.rules.relays import Relay
+
 
 @dataclass(frozen=True, slots=True)
 class Letter:
@@ -57,9 +59,10 @@ class Connection(Protocol):
 
 
 class Transport(Protocol):
-    """What carries mail, with its limits: `connections` at once."""
+    """What carries mail, with its limits: `connections` at once. `service` is the email service behind it, if that is known."""
 
     connections: int
+    service: Relay | None
 
     async def open(self) -> Connection:
         """A connection that is ready for a letter. Raises SendError with phase `connect`: that is about the relay, not a letter."""

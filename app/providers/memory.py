@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterable
 
 from app.errors import SendError
 from app.providers import Letter
+from app.rules.relays import Relay
 
 
 class MemoryTransport:
-    """Takes every letter and remembers it, unless told to fail.
+    """Takes every letter and remembers it, unless told to fail. `service` is whose relay it plays.
 
     `letters` are those whose final dot was accepted, in order; `accepted` counts them by message id. `fail(phase, …)` makes the next
     letters fail there: phase is connect, mail, rcpt, data, body or dot. `before_dot` is called when a body has been handed over.
     """
 
-    def __init__(self, connections: int = 4):
+    def __init__(self, connections: int = 4, service: Relay | None = None):
         self.connections = connections
+        self.service = service
         self.letters: list[Letter] = []
         self.begun: list[Letter] = []
         self.accepted: Counter = Counter()

@@ -18,6 +18,8 @@ from app.providers import Letter
 class OutboxTransport:
     """Captures mail into the table `outbox`, each message once, through the same two halves as a relay. Never opens a socket."""
 
+    service = None
+
     def __init__(self, engine: Engine, clock: Callable[[], datetime], connections: int = 4):
         self.connections = min(connections, 4)
         self.engine = engine

@@ -16,6 +16,7 @@ from app.config import is_loopback
 from app.errors import SendError, SettingError
 from app.providers import Letter
 from app.providers.wire import Lost, Reply, Wire
+from app.rules.relays import relay_of
 
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _ADDRESS = re.compile(r"[\x21-\x3b\x3d\x3f-\x7e]+@[A-Za-z0-9.:\[\]-]+")
@@ -56,6 +57,7 @@ class Smtp:
         parts = urlsplit(url)
         self.connections = connections
         self.host = parts.hostname
+        self.service = relay_of(self.host)
         self.user = unquote(parts.username) if parts.username else None
         self.password = unquote(parts.password or "")
         self.tls = _tls(parts.scheme, parts.query, self.host)

@@ -154,6 +154,7 @@ class Book:
     triggers: Mapping[str, tuple[Version, ...]] = field(default_factory=dict)  # by event name
     asking: Mapping[str, Mapping[str | None, tuple[Version, ...]]] = field(default_factory=dict)  # by event name and what is asked for
     sets_contacts: bool = False  # whether any step changes traits of a contact
+    braked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the sending domains that a brake is on for, with its numbers
 
     @property
     def first_stage(self) -> str:
@@ -174,8 +175,13 @@ class Book:
         return tuple(cap for cap in self.lifecycle.caps if cap.topic in (None, topic))
 
 
-def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mapping[int, Version]) -> Book:
-    """The book of `lifecycle` and the published `versions`."""
+def build_book(
+    lifecycle: Lifecycle,
+    standings: list[Standing],
+    versions: Mapping[int, Version],
+    braked: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Book:
+    """The book of `lifecycle` and the published `versions`; `braked` are the sending domains that a brake is on for."""
     schema = lifecycle.schema
     present = [
         versions[standing.version]
@@ -227,13 +233,14 @@ def build_book(lifecycle: Lifecycle, standings: list[Standing], versions: Mappin
             if node.kind == "set"
             for path in node.step.set
         ),
+        braked=braked or {},
     )
 
 
 def only(book: Book, keys: Collection[str]) -> Book:
     """The book in which these campaigns are live, whatever their mode, and no other enrolls anybody."""
     standings = [replace(one, mode="live" if key in keys else "archived") for key, one in book.standings.items()]
-    return build_book(book.lifecycle, standings, book.versions)
+    return build_book(book.lifecycle, standings, book.versions, book.braked)
 
 
 def _by_what_is_asked(versions: list[Version]) -> dict[str | None, tuple[Version, ...]]:

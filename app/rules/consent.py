@@ -1,7 +1,7 @@
 """The gates of sending, decided again just before a message is sent (DESIGN.md 6, "Gates").
 
 In order: campaign live → enrollment active (exit, goal) → audience → hold → recipient → topic and suppression → survey quarantine →
-window. Caps, rendering and the holdout follow in `flow.deliver`.
+window → brakes. Caps, rendering and the holdout follow in `flow.deliver`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.rules.lifecycle import TRANSACTIONAL
 from app.rules.timing import next_open, zone_for
 
 # What a message may have waited for until it expired: that, not the time, is why it was not sent.
-WAITED_AT = {"capped": "caps", "held": "hold", "window_closed": "window", "campaign_paused": "campaign"}
+WAITED_AT = {"capped": "caps", "held": "hold", "window_closed": "window", "braked": "brake", "campaign_paused": "campaign"}
 LOOK_AGAIN = timedelta(minutes=15)  # when a gate cannot say how long it stays closed (a pause, a hold without an end)
 
 
@@ -79,6 +79,8 @@ def gate(
         opens = next_open(now, window.days, window.opens, window.closes, where, book.lifecycle.jitter, enrollment.id, node.id, contact.key)
         if opens > now:
             return decide("window", "wait", "window_closed", {"until": opens.isoformat(), "zone": str(where), "zone_of": whose})
+    if book.braked and topic != TRANSACTIONAL and (braked := book.braked.get(book.lifecycle.sender_of(campaign.sender).domain)):
+        return decide("brake", "wait", "braked", {**braked, "until": (now + LOOK_AGAIN).isoformat()})
     return None
 
 

@@ -209,6 +209,7 @@ _INPUTS = {
     "suppression": _suppression,
     "quarantine": _quarantine,
     "window": _window,
+    "brake": lambda _: ("no_brake", {}),
     "caps": _caps,
     "render": lambda _: ("rendered", {}),
     "holdout": _holdout,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from app.rules.conditions import Schema
-from app.rules.fields import Address, Duration, Line, Misplaced, Name, Positive, Strict, Website, nearest
+from app.rules.fields import Address, Duration, Line, Misplaced, Name, Positive, Share, Strict, Website, nearest
 from app.rules.timing import duration, zone
 
 TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
@@ -31,6 +31,11 @@ class Sender(Strict):
     email: Address
     reply_to: Address | None = None
     owner: bool = False
+
+    @property
+    def domain(self) -> str:
+        """The domain that mail comes from, whoever is the owner."""
+        return self.email.rpartition("@")[2].lower()
 
 
 class Topic(Strict):
@@ -82,6 +87,42 @@ class Cap(Strict):
     within: Positive
 
 
+class ComplaintBrake(Strict):
+    """Of what was delivered within 24 hours or 7 days, so many complained. `delivered` is how much makes a rate worth stopping for."""
+
+    warn: Share = 0.001
+    pause: Share = 0.003
+    delivered: Annotated[int, Field(ge=1)] = 1000
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ComplaintBrake:
+        if not 0 < self.warn <= self.pause <= 1:
+            raise ValueError("warn must be above 0 and not above pause, and pause not above 100%")
+        return self
+
+
+class BounceBrake(Strict):
+    """Of a campaign's `first` mails, once there are `after`, so many bounced for good."""
+
+    pause: Share = 0.05
+    first: Annotated[int, Field(ge=1, le=100_000)] = 500
+    after: Annotated[int, Field(ge=1)] = 50
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BounceBrake:
+        if not 0 < self.pause <= 1 or self.after > self.first:
+            raise ValueError("pause must be above 0 and not above 100%, and after not above first")
+        return self
+
+
+class Brakes(Strict):
+    """When mail is stopped by itself. `tell` names the channel by which the operators hear of it."""
+
+    complaints: ComplaintBrake = ComplaintBrake()
+    bounces: BounceBrake = BounceBrake()
+    tell: Name | None = None
+
+
 class SurveyRules(Strict):
     quarantine: Positive = duration("90d")
     closes_after: Positive = duration("30d")
@@ -131,6 +172,7 @@ class Lifecycle(Strict):
     jitter: Duration = duration("15m")  # how far a send window's opening is spread
     channels: dict[Name, str] = {}  # where alerts and webhooks go; `nurture channels set` gives each its address
     survey: SurveyRules = SurveyRules()
+    brakes: Brakes = Brakes()
     health: HealthModel | None = None
 
     @field_validator("timezone")
@@ -161,7 +203,14 @@ class Lifecycle(Strict):
             if cap.topic is not None and cap.topic not in self.topics:
                 problem = f"{cap.topic} is not a topic with an opt-out; there are: {', '.join(self.topics)}"
                 raise Misplaced(problem, ("caps", number, "topic"), nearest(cap.topic, self.topics))
+        if self.brakes.tell is not None and self.brakes.tell not in self.channels:
+            problem = f"{self.brakes.tell} is not a declared channel; there are: {', '.join(self.channels) or 'none'}"
+            raise Misplaced(problem, ("brakes", "tell"), nearest(self.brakes.tell, self.channels))
         return self
+
+    def sender_of(self, name: str) -> Sender:
+        """The sender of that name; the default one where it is not declared any more."""
+        return self.senders.get(name) or self.senders["default"]
 
     @property
     def schema(self) -> Schema:

@@ -22,6 +22,7 @@ GATES: dict[str, str] = {
     "suppression": "Topic and suppression",
     "quarantine": "Survey quarantine",
     "window": "Send window",
+    "brake": "Brakes",
     "caps": "Caps",
     "render": "Rendering",
     "holdout": "Holdout",
@@ -44,6 +45,7 @@ GATE_OF: dict[str, str] = {
     **dict.fromkeys(("opted_out", "topic_opted_out", "suppressed"), "suppression"),
     "survey_quarantine": "quarantine",
     "window_closed": "window",
+    "braked": "brake",
     "capped": "caps",
     **dict.fromkeys(
         (
@@ -158,6 +160,8 @@ SENTENCES: dict[str, str] = {
     "bad_header": "A header of the mail would hold what no header may.",
     "eai_unsupported": "The address has letters outside ASCII before the @, which the relay does not take.",
     "render_failed": "The mail could not be rendered.",
+    "sealed_key": "The domain's DKIM key was sealed under another secret key, so its mail cannot be signed and waits.",
+    "braked": "Mail from this domain is paused, as too many people complained about it; an operator releases the brake.",
     "relay_unavailable": "The relay cannot be reached; it is tried again.",
     "held_out": "The account is in the holdout, which gets nothing so that the effect can be measured.",
     "shadow": "The campaign runs in shadow: the message is kept instead of sent.",
@@ -179,6 +183,7 @@ SENTENCES: dict[str, str] = {
     "window_open": "The send window was open.",
     "under_caps": "No cap was reached.",
     "rendered": "The mail could be rendered.",
+    "no_brake": "No brake was on.",
     "not_held_out": "The account is not in the holdout.",
     "in_line": "Nothing hinders it: it is sent when it is due.",
     # What can no longer be known
@@ -284,6 +289,8 @@ def _added(reason: str, evidence: Mapping[str, Any]) -> str:
         return str(evidence["reason"])
     if reason == "branch_taken" and evidence.get("when"):
         return f"Arm {evidence.get('arm')}: {evidence['when']}."
+    if reason == "braked" and evidence.get("delivered"):
+        return f"{evidence['complained']} of {evidence['delivered']} ({evidence['rate']:.2%}) since {shown(evidence.get('since'))}."
     if evidence.get("problem"):
         return f"{evidence['problem']}."
     read = {path: value for path, value in evidence.items() if "." in path}

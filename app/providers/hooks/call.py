@@ -15,7 +15,6 @@ from app.errors import Refused
 from app.rules.delivery import enhanced
 from app.rules.reports import Report, classify
 
-TOKEN = "nurture_send"  # the name of our send token among the metadata that a provider carries for us
 TOKEN_HEADER = "x-nurture-send"
 LONG = 2_000
 SHORT = 300

@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.errors import InputError, Refused
-from app.providers.hooks.call import LONG, TOKEN, TOKEN_HEADER, Call, Item, bracketed, dig, digest, parse, small, text, when
+from app.providers.hooks.call import LONG, TOKEN_HEADER, Call, Item, bracketed, dig, digest, parse, small, text, when
 from app.providers.hooks.call import codes as codes_of
+from app.rules.relays import KEY
 from app.rules.reports import Report
 
 WINDOW = timedelta(hours=24)  # Mailgun tries again for about eight
@@ -81,7 +82,7 @@ def read(raw: str, received: datetime) -> list[Report]:
             when(dig(event, "timestamp"), received),
             # Unique within a day only, says Mailgun; so the time belongs to it.
             digest("mailgun", text(event, "id"), text(event, "timestamp"), name),
-            token=text(event, "user-variables", TOKEN) or text(headers, TOKEN_HEADER) or None,
+            token=text(event, "user-variables", KEY) or text(headers, TOKEN_HEADER) or None,
             message_header=bracketed(text(headers, "message-id", limit=1000)),
             recipient=text(event, "recipient") or None,
             sort=sort,

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.errors import InputError, Refused
-from app.providers.hooks.call import LONG, TOKEN, Call, Item, codes, dig, digest, hard_at_least, parse, small, text, when
+from app.providers.hooks.call import LONG, Call, Item, codes, dig, digest, hard_at_least, parse, small, text, when
+from app.rules.relays import KEY
 from app.rules.reports import Report
 
 USER = "nurture"
@@ -89,7 +90,7 @@ def read(raw: str, received: datetime) -> list[Report]:
         kind,
         when(dig(event, time_field), received),
         _key(event),
-        token=text(event, "Metadata", TOKEN) or None,  # its MessageID is one of its own, so nothing else tells
+        token=text(event, "Metadata", KEY) or None,  # its MessageID is one of its own, so nothing else tells
         recipient=text(event, who) or None,
         sort=sort,
         link=text(event, "OriginalLink", limit=LONG) or None,

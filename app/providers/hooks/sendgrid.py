@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from pydantic_core import to_json
 
 from app.errors import InputError, Refused
-from app.providers.hooks.call import LONG, TOKEN, Call, Item, bracketed, codes, dig, digest, parse, small, text, when
+from app.providers.hooks.call import LONG, Call, Item, bracketed, codes, dig, digest, parse, small, text, when
+from app.rules.relays import KEY
 from app.rules.reports import Report
 
 SIGNATURE = "x-twilio-email-event-webhook-signature"
@@ -97,7 +98,7 @@ def read(raw: str, received: datetime) -> list[Report]:
             kind,
             when(dig(event, "timestamp"), received),
             _key_of(event),
-            token=text(event, TOKEN) or text(event, "unique_args", TOKEN) or None,
+            token=text(event, KEY) or text(event, "unique_args", KEY) or None,
             message_header=bracketed(text(event, "smtp-id", limit=1000)),
             recipient=text(event, "email") or None,
             sort=sort,

@@ -10,7 +10,6 @@ from app.errors import InputError, Refused
 from app.providers.hooks import sns
 from app.providers.hooks.call import (
     LONG,
-    TOKEN,
     TOKEN_HEADER,
     Call,
     Item,
@@ -25,6 +24,7 @@ from app.providers.hooks.call import (
     text,
     when,
 )
+from app.rules.relays import KEY
 from app.rules.reports import Report
 
 # What SES says → (what it means, the object that tells more).
@@ -145,7 +145,7 @@ def _recipients(name: str, facts: Mapping[str, Any], mail: Any) -> list[Mapping[
 
 
 def _token(mail: Any) -> str | None:
-    tags = dig(mail, "tags", TOKEN)
+    tags = dig(mail, "tags", KEY)
     tag = tags[0] if isinstance(tags, list) and tags and isinstance(tags[0], str) else ""
     return tag[:100] or _header(mail, TOKEN_HEADER)[:100] or None
 
