@@ -197,13 +197,19 @@ def _check(args: argparse.Namespace) -> int:
     root = load(home=args.home, campaigns=args.folder).campaigns
     found, problems = check(root)
     noted = list(found.warnings) if found else []
-    if args.audience and found:
-        from app.flow.audience import blocking, prove
+    if found:
+        from app.flow.weighing import errors, weigh
 
-        with installation(args) as (_, engine), engine.connect() as conn:
-            breaks = prove(conn, found, datetime.now(UTC))
-        problems = [*problems, *blocking(found, breaks)]
-        noted += blocking(found, breaks, "warning")
+        heavy = weigh(found, datetime.now(UTC))
+        if args.audience:
+            from app.flow.audience import blocking, prove
+
+            with installation(args) as (_, engine), engine.connect() as conn:
+                breaks, heavy = prove(conn, found, datetime.now(UTC)), weigh(found, datetime.now(UTC), conn)
+            problems = [*problems, *blocking(found, breaks)]
+            noted += blocking(found, breaks, "warning")
+        problems = [*problems, *errors(heavy)]
+        noted += [one for one in heavy if one not in errors(heavy)]
     shown = [*problems, *noted]
     data = [
         {

@@ -135,11 +135,12 @@ def _first(contacts: Iterable[Contact], roles: list[str]) -> Contact | None:
     return min(ranked, key=lambda one: one[:2])[2] if ranked else None
 
 
-def render(draft: Draft, facts: Mapping[str, Any], base_url: str) -> Mail:
-    """The mail with these values. Raises RenderSkip where a real message would be skipped."""
+def render(draft: Draft, facts: Mapping[str, Any], base_url: str, addresses: Addresses | None = None) -> Mail:
+    """The mail with these values; its links are inert unless `addresses` are given. Raises RenderSkip where a real message would be
+    skipped."""
     brand = draft.campaigns.lifecycle.brand
     base = base_url.rstrip("/")
-    addresses = Addresses(
+    addresses = addresses or Addresses(
         unsubscribe=f"{base}/u/sample",
         preferences=f"{base}/p/sample",
         view=f"{base}/v/sample",

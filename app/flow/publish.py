@@ -21,6 +21,7 @@ from app.db import LOCK_MIGRATION, insert_rows
 from app.errors import DefinitionError, NotFound
 from app.flow.audience import blocking, prove
 from app.flow.check import Campaigns, Folder, read
+from app.flow.weighing import errors, weigh
 from app.models import campaign, campaign_version, lifecycle_version, setting, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
 from app.rules.conditions import ConditionError, Schema
@@ -297,10 +298,11 @@ def _refuse_reused_steps(conn: Connection, campaigns: Campaigns, known: Mapping[
 
 
 def _refuse_holes(conn: Connection, campaigns: Campaigns, known: Mapping[str, Any], now: datetime) -> None:
-    """What comes into force now must have every value for everybody whom it would write to (`flow.audience`). Raises DefinitionError."""
+    """What comes into force now must have every value for everybody whom it would write to (`flow.audience`), and be no longer than mail
+    programs show (`flow.weighing`). Raises DefinitionError."""
     in_force = set(conn.exec_driver_sql(_IN_FORCE_HASHES).scalars()) if known else set()
     changed = replace(campaigns, folders=tuple(folder for folder in campaigns.folders if folder.hash not in in_force))
-    if problems := blocking(changed, prove(conn, changed, now)):
+    if problems := [*blocking(changed, prove(conn, changed, now)), *errors(weigh(changed, now, conn))]:
         raise DefinitionError(problems)
 
 
