@@ -313,3 +313,17 @@ def test_what_works_and_hardly_as_meant_is_a_warning(tmp_path):
     ):
         assert any(one.startswith(part) for one in said), (part, said)
     assert len(said) == 6
+
+
+def test_b07_transactional_mail_from_the_address_of_other_mail_is_a_warning(tmp_path):
+    receipt = CAMPAIGN.replace("topic: product", "topic: transactional")
+    both = {"onboarding/good": CAMPAIGN, "onboarding/receipt": receipt}
+    warned = (
+        "onboarding/receipt/campaign.yaml:4:1: warning: transactional mail comes from hello@example.com, as does mail of onboarding/good"
+    )
+    campaigns, _ = check(write_campaigns(tmp_path / "one", both, lifecycle=LIFECYCLE))
+    assert [str(one) for one in campaigns.warnings if one.rule == "sender"][0].startswith(warned)
+    apart = {**both, "onboarding/receipt": receipt + "sender: csm\n"}
+    for number, good in enumerate((apart, {"onboarding/receipt": receipt}, {"onboarding/good": CAMPAIGN})):
+        campaigns, _ = check(write_campaigns(tmp_path / f"good{number}", good, lifecycle=LIFECYCLE))
+        assert [one for one in campaigns.warnings if one.rule == "sender"] == []

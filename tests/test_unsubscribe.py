@@ -197,3 +197,36 @@ def test_pages_are_kept_to_themselves(client, letter, url, page):
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     body = client.get(page).text
     assert "<script" not in body and not re.search(r'(?:src|href)="(?!/|mailto:|data:,)', body)
+
+
+@pytest.mark.parametrize("method", ["get", "head", "options"])
+def test_u06_a_thousand_looks_change_nothing(client, engine, url, method):
+    """Scanners follow the link in the header and in the body, again and again."""
+    for _ in range(1000 if method == "get" else 100):
+        answer = getattr(client, method)(url, headers=BROWSER)
+        assert answer.status_code == 200 and "Set-Cookie" not in answer.headers and "Location" not in answer.headers
+    assert closed(engine) == [] and logged(engine) == [] and events(engine) == []
+
+
+def test_u04_neither_cookie_nor_origin_nor_referrer_matter(client, engine, url):
+    hostile = {
+        "Origin": "https://evil.example",
+        "Referer": "https://evil.example/x",
+        "Cookie": "session=forged",
+        "Sec-Fetch-Site": "cross-site",
+    }
+    answer = client.post(url, data=ONE_CLICK, headers=hostile)
+    assert answer.status_code == 200 and "Set-Cookie" not in answer.headers
+    assert answer.content_type.startswith("text/plain") and closed(engine) == ["product"]
+
+
+def test_u02_the_address_alone_says_who_and_what_and_nobody_can_make_one(client, engine, url):
+    """Any changed bit of the token is a stranger's: 404 with the same body."""
+    head, _, token = url.rpartition("/")
+    bodies = set()
+    for place in range(0, 48, 5):
+        other = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+        answer = client.post(f"{head}/{other}", data=ONE_CLICK)
+        assert answer.status_code == 404
+        bodies.add(re.sub(r'nonce="[^"]*"', "", answer.text))
+    assert len(bodies) == 1 and closed(engine) == []

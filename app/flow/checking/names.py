@@ -187,6 +187,7 @@ def check_campaign(against: Against, campaign: Campaign, key: str, campaigns: Ma
         _Step(against, campaign, place, before.get(place, frozenset()), by_id).check(step)
     _reach(against, campaign.steps, ("steps",), constants)
     _window(against, campaign)
+    _apart(against, campaign, campaigns)
 
 
 _NOBODY = Scope(account=Account("", 0), now=None)  # type: ignore[arg-type]
@@ -197,6 +198,23 @@ def _recipients(against: Against, recipients: Recipients, campaign: Campaign, pl
         against.known(role, against.lifecycle.roles, "role", (*place, "roles", number))
     if campaign.enrolls == "contact" and (recipients.roles or recipients.pick == "all"):
         against.warn("recipients", "is not looked at: what a contact is enrolled in goes to that contact", place, key=True)
+
+
+def _apart(against: Against, campaign: Campaign, campaigns: Mapping[str, Campaign | None]) -> None:
+    """Transactional mail and mail that people may opt out of come from two addresses (B-07): complaints about the one would hit the
+    other."""
+    if TRANSACTIONAL not in _topics(campaign):
+        return
+    address = against.lifecycle.sender_of(campaign.sender).email.lower()
+    for key, other in campaigns.items():
+        if other and against.lifecycle.sender_of(other.sender).email.lower() == address and _topics(other) - {TRANSACTIONAL}:
+            said = f"transactional mail comes from {address}, as does mail of {key} that people may opt out of; give it a sender of its own"
+            against.warn("sender", said, ("topic",), key=True)
+            return
+
+
+def _topics(campaign: Campaign) -> set[str]:
+    return {step.topic or campaign.topic for _, step in walk(campaign.steps) if isinstance(step, (EmailStep, SurveyStep))}
 
 
 def _trigger(against: Against, campaign: Campaign, key: str, campaigns: Mapping[str, Campaign | None]) -> None:
