@@ -38,6 +38,7 @@ def addresses(**changes) -> Addresses:
         "pixel": f"{base}/o/T.gif",
         "clicks": lambda number: f"{base}/c/{number}",
         "score": lambda score: f"{base}/s/T/{score}",
+        "privacy": f"{base}/p/T#privacy",
     }
     return Addresses(**{**fields, **changes})
 

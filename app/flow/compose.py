@@ -66,7 +66,8 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the links of one message lead. `pixel` is None where opens must not be tracked, `clicks` where clicks must not."""
+    """Where the links of one message lead. `pixel` is None where opens must not be tracked, `clicks` where clicks must not; `privacy` is
+    where tracking is refused, None where there is none (P-08)."""
 
     unsubscribe: str | None
     preferences: str
@@ -74,6 +75,7 @@ class Addresses:
     pixel: str | None
     clicks: Callable[[int], str] | None
     score: Callable[[int], str] | None = None
+    privacy: str | None = None
 
 
 def locales(locale: str | None) -> Iterator[str]:
@@ -256,6 +258,7 @@ class _Programs:
             "preferences_url": addresses.preferences,
             "view_url": addresses.view,
             "pixel_url": addresses.pixel,
+            "privacy_url": addresses.privacy,
             "why": why,
         }
         if self.scale:

@@ -18,12 +18,12 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Row
 
 from app.db import insert_rows
-from app.flow import outcome, wording
+from app.flow import consents, outcome, wording
 from app.flow.closing import Closing, close, give_up
 from app.flow.ingest import Own, raise_own
 from app.flow.links import Links, load_keyring
 from app.flow.track import HITS_PER_MESSAGE, SETTLES_AFTER
-from app.models import consent, decision, delivery_event, effect, hit
+from app.models import decision, delivery_event, effect, hit
 from app.rules import signals
 from app.rules.facts import TRIGGER_MAX_AGE, hash_id
 from app.rules.lifecycle import TRANSACTIONAL
@@ -114,7 +114,7 @@ def _follow(conn: Connection, fresh: Sequence[tuple[Report, Row]], source: str, 
         return set(), False
     outcome.resolve(conn, list({row.id for _, row in fresh}), now)
     close(conn, [one for report, row in fresh for one in _closings(report, row, source)], now)
-    insert_rows(conn, consent, [one for report, row in fresh for one in _withdrawals(report, row, source, now)])
+    consents.add(conn, [one for report, row in fresh for one in _withdrawals(report, row, source, now)])
     give_up(conn, _doubtful(fresh), now)
     insert_rows(conn, decision, [one for report, row in fresh for one in _decisions(report, row, source, now)])
     _note_hits(conn, fresh, now)
@@ -249,7 +249,7 @@ def _withdrawals(report: Report, row: Row, source: str, now: datetime) -> Iterab
     if said is None or said[0] is None:
         return
     for person in said[1](row):
-        about = {"person": person, "purpose": said[0], "granted": False, "at": _moment(report, now)}
+        about = {"person": person, "purpose": said[0], "granted": False, "at": _moment(report, now), "source": source, "actor": "contact"}
         yield about | {"method": "complaint" if report.kind == "complained" else source, "evidence": _evidence(report, row, source)}
 
 

@@ -227,7 +227,7 @@ order by received_at, id"""
 _HOLDS = f"""
 with people as ({_PEOPLE})
 select a.external_id, c.external_id, h.reason, h.created_at, h.until, h.released_at
-from hold h left join account a on a.id = h.account_id left join contact c on c.id = h.contact_id
+from hold h left join account a on a.id = h.account_id left join contact c on c.id = h.contact_id or c.person = h.person
 where h.created_at <= %(until)s and (a.external_id = any(%(accounts)s) or c.external_id in (select key from people))
 order by h.created_at, h.id"""
 # What a relay refused follows from the message it refused; everything else that closes an address is a fact.

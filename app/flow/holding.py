@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, text, update
+from sqlalchemy import Connection, select, text, update
 
 from app.errors import InputError, NotFound
 from app.flow.reading.accounts import find_account
 from app.flow.reading.contacts import find_contact
+from app.models import contact as contacts
 from app.models import hold as holds_table
 from app.models import message as messages
 
@@ -52,12 +53,17 @@ def release(conn: Connection, hold_id: int, now: datetime) -> None:
         update(holds_table)
         .where(holds_table.c.id == hold_id, holds_table.c.released_at.is_(None))
         .values(released_at=now)
-        .returning(holds_table.c.account_id, holds_table.c.contact_id)
+        .returning(holds_table.c.account_id, holds_table.c.contact_id, holds_table.c.person)
     )
     row = conn.execute(ended).one_or_none() if 0 <= hold_id < 2**63 else None
     if row is None:
         raise NotFound(f"There is no hold {hold_id} in force.")
-    whose = messages.c.account_id == row.account_id if row.account_id is not None else messages.c.contact_id == row.contact_id
+    if row.account_id is not None:
+        whose = messages.c.account_id == row.account_id
+    elif row.contact_id is not None:
+        whose = messages.c.contact_id == row.contact_id
+    else:
+        whose = messages.c.contact_id.in_(select(contacts.c.id).where(contacts.c.person == row.person))
     # The gates are decided again before anything is sent, so another hold goes on holding.
     waiting = (whose, messages.c.state == "due", messages.c.reason == "held", messages.c.due_at > now)
     conn.execute(update(messages).where(*waiting).values(due_at=now))
@@ -67,7 +73,8 @@ def list_holds(conn: Connection, now: datetime) -> list[dict[str, Any]]:
     """The holds in force (1,000 at most), newest first."""
     rows = conn.execute(
         text(
-            """select h.id, a.external_id as account, c.external_id as contact, h.reason, h.created_at, h.until from hold h
+            """select h.id, a.external_id as account, coalesce(c.external_id, h.person) as contact, h.reason, h.created_at, h.until
+               from hold h
                left join account a on a.id = h.account_id left join contact c on c.id = h.contact_id
                where h.released_at is null and (h.until is null or h.until > :now) order by h.created_at desc, h.id desc limit 1000"""
         ),

@@ -20,6 +20,7 @@ from app.errors import RenderSkip
 from app.flow import mime, publish, reservations, states
 from app.flow.claims import Ready
 from app.flow.compose import Addresses, Compiled, Composer, Link, assemble, locales
+from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.dkim import Signers
 from app.flow.links import Links
 from app.flow.outcome import Outcome
@@ -27,7 +28,7 @@ from app.flow.reservations import Reserved
 from app.flow.signing import Signer
 from app.models import template
 from app.providers import Letter
-from app.rules import consent, steps
+from app.rules import consent, steps, tracking
 from app.rules.book import Book, Node, Version
 from app.rules.capacity import Refusal
 from app.rules.conditions import values
@@ -164,6 +165,7 @@ class Preparer:
         transactional = row.topic == TRANSACTIONAL
         unsubscribe = links.unsubscribe(message_id)
         asked = _asked(version, node, enrollment, row, contact)
+        opens, clicks = facts.may_track(contact, transactional)
         mail = self.composer.render(
             key,
             compiled,
@@ -172,8 +174,9 @@ class Preparer:
                 unsubscribe=unsubscribe,
                 preferences=links.preferences(message_id),
                 view=links.view(message_id),
-                pixel=None if (contact.person, "open_tracking") in facts.refused else links.open(message_id),
-                clicks=None if (contact.person, "click_tracking") in facts.refused else lambda number: links.click(message_id, number),
+                pixel=links.open(message_id) if opens else None,
+                clicks=(lambda number: links.click(message_id, number)) if clicks else None,
+                privacy=f"{links.preferences(message_id)}#privacy" if opens or clicks else None,
                 score=(lambda score: links.survey(asked, score)) if asked else None,
             ),
             facts.brand,
@@ -260,7 +263,9 @@ class Facts:
         self.enrollments = {one.id: one for account in found.values() for one in account.enrollments}
         self.contacts = {(account.id, one.id): one for account in found.values() for one in account.contacts.values()}
         self.persons = {one.person for row in claimed if (one := self.contacts.get((row.account_id, row.contact_id))) and one.person}
-        self.refused: set[tuple[str, str]] = {tuple(row) for row in conn.exec_driver_sql(_REFUSED, {"persons": list(self.persons)})}
+        self.said: dict[tuple[str, str], bool] = {
+            (person, purpose): granted for person, purpose, granted in conn.exec_driver_sql(_SAID, {"persons": list(self.persons)})
+        }
         self.places = Reserved()
         self.surveyed: dict[str | None, datetime] = {}
         self.look_at_surveys(conn, claimed)
@@ -271,18 +276,25 @@ class Facts:
             found = conn.exec_driver_sql(_SURVEYED, {"persons": list(self.persons), "these": surveys})
             self.surveyed = dict(map(tuple, found))
 
+    def may_track(self, contact: Contact, transactional: bool) -> tuple[bool, bool]:
+        """Whether the mail may carry a pixel, and links by way of us (P-01, P-07, T-05, T-16)."""
+        rules = self.book.lifecycle.tracking
+        if transactional and not rules.transactional:
+            return False, False
+        country = tracking.country_of(contact.traits.get("country"), contact.locale)
+        opens = tracking.opens_kept(rules, country, self.said.get((contact.person, OPEN_TRACKING)))
+        return opens != tracking.NOTHING, tracking.clicks_kept(rules, self.said.get((contact.person, CLICK_TRACKING))) != tracking.NOTHING
+
     def of(self, row: Row) -> tuple[Account | None, Enrollment | None, Contact | None]:
         """Whom the message is about."""
         contact = self.contacts.get((row.account_id, row.contact_id))
         return self.accounts.get(row.account_id), self.enrollments.get(row.enrollment_id), contact
 
 
-# A refusal of tracking is the last word that was said about it (T-05, T-16).
-_REFUSED = """
-select person, purpose from (
-    select distinct on (person, purpose) person, purpose, granted from consent
-    where person = any(%(persons)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc
-) latest where not granted"""
+# What counts about tracking is the last word that was said about it (T-05, T-16).
+_SAID = """
+select distinct on (person, purpose) person, purpose, granted from consent
+where person = any(%(persons)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc"""
 _SURVEYED = """
 select c.person, max(coalesce(m.settled_at, m.dot_at, r.at)) from contact c join message m on m.contact_id = c.id
 left join reservation r on r.message_id = m.id

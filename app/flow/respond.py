@@ -1,4 +1,5 @@
-"""Responding: what people say back through the links of a message. Unsubscribing, choosing topics, answering a survey.
+"""Responding: what people say back through the links of a message. Unsubscribing, choosing topics, pausing, permitting or refusing
+tracking, answering a survey.
 
 Every verb here follows a POST; a GET only reads. All are idempotent: the same said twice changes nothing the second time.
 """
@@ -6,7 +7,7 @@ Every verb here follows a POST; a GET only reads. All are idempotent: the same s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,14 +16,18 @@ from sqlalchemy import Connection, text
 
 from app.db import insert_rows
 from app.errors import InputError, SurveyClosed, TooOften
+from app.flow import consents, holding
 from app.flow.closing import Closing, close
+from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING, PAUSE, Said
 from app.flow.ingest import Own, raise_own
-from app.models import consent, delivery_event
+from app.models import delivery_event, hold
+from app.rules import tracking
 from app.rules.lifecycle import TRANSACTIONAL, Lifecycle
-from app.rules.triggers import SCALES
+from app.rules.triggers import KINDS, SCALES
 
 ALL = "all"
-OPEN_TRACKING, CLICK_TRACKING = "open_tracking", "click_tracking"
+PAUSED = "paused by the person"
+PAUSE_LASTS = timedelta(days=30)
 COMMENT_LENGTH = 4000
 REVISIONS_PER_HOUR = 12
 
@@ -33,7 +38,8 @@ _lifecycles: dict[str, Lifecycle] = {}
 @dataclass(frozen=True, slots=True)
 class Message:
     """What the public pages know of a message. `people` are the normalised addresses a choice counts for: the one it went to and,
-    should it have changed since, the contact's present one. `survey` is None where the step asks nothing."""
+    should it have changed since, the contact's present one; of an erased contact the keyed hash that its suppressions stand under.
+    `survey` is None where the step asks nothing."""
 
     id: UUID
     topic: str
@@ -55,19 +61,36 @@ class Message:
     values: Mapping[str, Any] | None
     survey: str | None
     question: str | None
+    country: str | None = None
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What the people of a message get. `closed` are the topics (or `all`) they opted out of; `barred` is why nothing can be sent to
-    them, whatever they choose here (bounced, complained, manual), or None; `tracking` whether opens and clicks may be recorded."""
+    them, whatever they choose here (bounced, complained, manual), or None; `paused_until` is the end of the pause they asked for;
+    `opens` and `clicks` say whether those may be recorded, None where this installation does not do so at all."""
 
     closed: frozenset[str]
     barred: str | None
-    tracking: bool
+    paused_until: datetime | None
+    opens: bool | None
+    clicks: bool | None
 
     def gets(self, topic: str) -> bool:
         return not self.barred and ALL not in self.closed and topic not in self.closed
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a message came: the campaign, what started it (the kind of trigger and its name), the account, the contact's roles there, and
+    since when."""
+
+    campaign: str
+    started_by: tuple[str, str]
+    account: str | None
+    roles: tuple[str, ...]
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +123,8 @@ def find_message(conn: Connection, message_id: UUID) -> Message | None:
         values=row["values"],
         survey=step.get("survey"),
         question=step.get("question"),
+        country=tracking.country_of(row["country"], row["locale"]),
+        erased=row["erased"],
     )
 
 
@@ -129,27 +154,50 @@ def lifecycle_in_force(conn: Connection) -> tuple[str, Lifecycle] | None:
     return row.hash, _lifecycles[row.hash]
 
 
-def choices(conn: Connection, message: Message) -> Choices:
+def choices(conn: Connection, message: Message, now: datetime) -> Choices:
     """What the people of `message` get at present. Reads only."""
     rows = conn.execute(_SUPPRESSED, {"people": list(message.people)}).all()
     barred = next((row.reason for row in rows if row.reason in _FOR_GOOD or (row.reason != "unsubscribed" and row.scope == ALL)), None)
-    permitted = conn.execute(_PERMITTED, {"people": list(message.people), "purposes": [OPEN_TRACKING, CLICK_TRACKING]}).scalar()
-    return Choices(frozenset(row.scope for row in rows), barred, permitted is not False)
+    said = consents.last_words(conn, message.people, [OPEN_TRACKING, CLICK_TRACKING])
+    until = conn.execute(_PAUSED, {"people": list(message.people), "reason": PAUSED, "now": now}).scalar()
+    found = lifecycle_in_force(conn)
+    opens = clicks = None
+    if found is not None and not message.erased:
+        rules = found[1].tracking
+        if rules.opens_in.get(message.country or "", rules.opens) != tracking.OFF:
+            opens = tracking.opens_kept(rules, message.country, said.get(OPEN_TRACKING)) != tracking.NOTHING
+        if rules.clicks != tracking.OFF:
+            clicks = tracking.clicks_kept(rules, said.get(CLICK_TRACKING)) != tracking.NOTHING
+    return Choices(frozenset(row.scope for row in rows), barred, until, opens, clicks)
 
 
-def unsubscribe(conn: Connection, message: Message, scope: str, now: datetime, *, method: str, network: str | None) -> bool:
+def why(conn: Connection, message: Message) -> Why | None:
+    """Why the message came; None for one that was erased. Reads only."""
+    row = None if message.erased else conn.execute(_WHY, {"id": message.id}).first()
+    if row is None:
+        return None
+    found = lifecycle_in_force(conn)
+    roles = found[1].roles if found else {}
+    wanted = tuple(roles.get(role) or role.replace("_", " ") for role in sorted(row.roles or ()))
+    return Why(row.name, _started_by(row.trigger, found[1] if found else None), row.account_name, wanted, row.entered_at)
+
+
+def unsubscribe(
+    conn: Connection, message: Message, scope: str, now: datetime, *, method: str, network: str | None, said: Said | None = None
+) -> bool:
     """Closes `scope` (a topic or `all`) for the people of `message`. False when it was closed already, or cannot be (transactional).
 
-    Writes the suppression, a line of the consent log (P-05) and the delivery event. `method` is one_click or page.
+    Writes the suppression, a line of the consent log (P-05) and the delivery event. `method` is one_click, mailto or page; `said` tells
+    more of a page.
     """
     if scope == TRANSACTIONAL:
         return False
-    evidence = {"message": str(message.id), "campaign": message.campaign, "step": message.step}
-    closings = [Closing(person, scope, "unsubscribed", {**evidence, "method": method}) for person in message.people]
-    closed = close(conn, closings, now)
+    evidence = _evidence(message)
+    closed = close(conn, [Closing(person, scope, "unsubscribed", {**evidence, "method": method}) for person in message.people], now)
     if not closed:
         return False
-    _log(conn, [one.person for one in closed], {scope: False}, now, method, {**evidence, "network": network})
+    said = said or Said(method, "contact", source=method, network=network)
+    consents.note(conn, [one.person for one in closed], {scope: False}, now, replace(said, evidence=evidence))
     event = {
         "message_id": message.id,
         "kind": "unsubscribed",
@@ -161,38 +209,57 @@ def unsubscribe(conn: Connection, message: Message, scope: str, now: datetime, *
     return True
 
 
-def subscribe(conn: Connection, message: Message, scopes: Iterable[str], now: datetime, *, network: str | None) -> frozenset[str]:
+def subscribe(conn: Connection, message: Message, scopes: Iterable[str], now: datetime, *, said: Said) -> frozenset[str]:
     """Opens `scopes` again that the people of `message` closed themselves. Returns those that were closed.
 
     Never lifts what a bounce, a complaint or the operator closed (P-04).
     """
     lifted = conn.execute(_LIFT, {"people": list(message.people), "scopes": list(scopes), "now": now}).all()
-    evidence = {"message": str(message.id), "campaign": message.campaign, "step": message.step, "network": network}
     for scope in sorted({row.scope for row in lifted}):
-        _log(conn, sorted({row.person for row in lifted if row.scope == scope}), {scope: True}, now, "page", evidence)
+        people = sorted({row.person for row in lifted if row.scope == scope})
+        consents.note(conn, people, {scope: True}, now, replace(said, evidence=_evidence(message)))
     return frozenset(row.scope for row in lifted)
 
 
-def choose(
-    conn: Connection,
-    message: Message,
-    wanted: frozenset[str],
-    offered: frozenset[str],
-    tracking: bool,
-    now: datetime,
-    *,
-    network: str | None,
-) -> None:
-    """Takes the form of the preference page: of the `offered` topics exactly the `wanted` ones, and whether opens and clicks may be
-    recorded. Wanting any topic ends an opt-out from everything; topics that were not offered are left alone."""
-    before = choices(conn, message)
+def choose(conn: Connection, message: Message, wanted: frozenset[str], offered: frozenset[str], now: datetime, *, said: Said) -> None:
+    """Takes the topics of the preference page: of the `offered` ones exactly the `wanted`. Wanting any ends an opt-out from everything;
+    topics that were not offered are left alone."""
     if wanted:
-        subscribe(conn, message, {ALL} | (wanted & offered), now, network=network)
+        subscribe(conn, message, {ALL} | (wanted & offered), now, said=said)
     for scope in sorted(offered - wanted):
-        unsubscribe(conn, message, scope, now, method="page", network=network)
-    if tracking != before.tracking:
-        evidence = {"message": str(message.id), "network": network}
-        _log(conn, message.people, {OPEN_TRACKING: tracking, CLICK_TRACKING: tracking}, now, "page", evidence)
+        unsubscribe(conn, message, scope, now, method=said.method, network=said.network, said=said)
+
+
+def permit(conn: Connection, message: Message, opens: bool, clicks: bool, now: datetime, *, said: Said) -> None:
+    """Takes whether opens and clicks may be recorded, each for itself (P-06); what does not change is not said again. Counts at once, for
+    mail that was sent before too (T-05)."""
+    before = choices(conn, message, now)
+    purposes = {OPEN_TRACKING: (before.opens, opens), CLICK_TRACKING: (before.clicks, clicks)}
+    changed = {purpose: after for purpose, (was, after) in purposes.items() if was is not None and was != after}
+    if changed:
+        consents.note(conn, message.people, changed, now, replace(said, evidence=_evidence(message)))
+
+
+def pause(conn: Connection, message: Message, now: datetime, *, said: Said) -> datetime | None:
+    """Sends the people of `message` nothing but transactional mail for 30 days; returns when that ends. A pause that runs is left as it
+    is. None for a contact that was erased."""
+    people = [person for person in message.people if "@" in person]
+    until = choices(conn, message, now).paused_until
+    if until is not None or not people:
+        return until
+    until = now + PAUSE_LASTS
+    insert_rows(conn, hold, [{"person": person, "reason": PAUSED, "created_at": now, "until": until} for person in people])
+    consents.note(conn, people, {PAUSE: True}, now, replace(said, evidence={**_evidence(message), "until": until}))
+    return until
+
+
+def resume(conn: Connection, message: Message, now: datetime, *, said: Said) -> None:
+    """Ends the pause of the people of `message`: what waited is due now."""
+    running = conn.execute(_PAUSES, {"people": list(message.people), "reason": PAUSED, "now": now}).all()
+    for row in running:
+        holding.release(conn, row.id, now)
+    if running:
+        consents.note(conn, sorted({row.person for row in running}), {PAUSE: False}, now, replace(said, evidence=_evidence(message)))
 
 
 def counted(conn: Connection, message: Message) -> Answer | None:
@@ -258,19 +325,25 @@ def _responded(message: Message, score: int, comment: str | None, revision: int,
     return Own("nurture.survey_responded", event_id, properties, message.account_key, message.contact_key, now)
 
 
-def _log(conn: Connection, people: Iterable[str], purposes: Mapping[str, bool], now: datetime, method: str, evidence: dict) -> None:
-    rows = [
-        {"person": person, "purpose": purpose, "granted": granted, "at": now, "method": method, "evidence": evidence}
-        for person in people
-        for purpose, granted in purposes.items()
-    ]
-    insert_rows(conn, consent, rows)
+def _evidence(message: Message) -> dict[str, str]:
+    return {"message": str(message.id), "campaign": message.campaign, "step": message.step}
+
+
+def _started_by(trigger: Mapping[str, Any], lifecycle: Lifecycle | None) -> tuple[str, str]:
+    """The kind of a stored trigger and, of an event or a milestone, its name as people call it. Customers are told no more of the others:
+    what their health is thought to be is not for a page that a forwarded mail opens."""
+    kind = next((kind for kind in KINDS if trigger.get(kind)), "other")
+    if kind not in ("event", "milestone", "milestone_overdue"):
+        return kind, ""
+    spec = lifecycle.milestones.get(trigger[kind]) if lifecycle and kind != "event" else None
+    return kind, (spec and spec.label) or str(trigger[kind]).replace("_", " ")
 
 
 _MESSAGE = text("""
     select m.id, m.topic, m.subject, m.campaign_id, k.key as campaign, m.version_id, m.step_id as step, m.enrollment_id as enrollment,
-           m.account_id, a.external_id as account_key, m.contact_id, c.external_id as contact_key, m.person, c.person as present_person,
-           c.locale, m.state, m.links, m.values, v.definition,
+           m.account_id, a.external_id as account_key, m.contact_id, c.external_id as contact_key,
+           coalesce((select t.person from tombstone t where t.pseudonym = m.person), m.person) as person, c.person as present_person,
+           c.locale, c.traits -> 'country' as country, c.erased_at is not null as erased, m.state, m.links, m.values, v.definition,
            coalesce(case when m.state = 'sent' then m.settled_at end, m.dot_at, m.created_at) as sent_at
       from message m
       join campaign k on k.id = m.campaign_id
@@ -282,10 +355,24 @@ _MESSAGE = text("""
 
 _SUPPRESSED = text("select scope, reason from suppression where person = any(:people) and lifted_at is null order by id")
 
-_PERMITTED = text("""
-    select bool_and(granted) from (
-      select distinct on (person, purpose) granted from consent
-       where person = any(:people) and purpose = any(:purposes) order by person, purpose, at desc, id desc) as latest
+_PAUSES = text("""
+    select id, person, until from hold
+     where person = any(:people) and reason = :reason and released_at is null and until > :now order by until desc
+""")
+
+_PAUSED = text("""
+    select max(until) from hold where person = any(:people) and reason = :reason and released_at is null and until > :now
+""")
+
+_WHY = text("""
+    select k.name, v.definition -> 'trigger' as trigger, a.name as account_name, s.roles, n.entered_at
+      from message m
+      join campaign k on k.id = m.campaign_id
+      join campaign_version v on v.id = m.version_id
+      join account a on a.id = m.account_id
+      join enrollment n on n.id = m.enrollment_id
+      left join membership s on s.account_id = m.account_id and s.contact_id = m.contact_id
+     where m.id = :id
 """)
 
 _LIFT = text("""

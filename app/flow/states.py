@@ -161,8 +161,10 @@ _PERSON = """
        c.id, c.external_id, c.address, c.person, c.first_name, c.last_name, c.timezone, c.locale, c.traits, c.clocks, c.last_seen_at"""
 _CLOSED = """
        array(select s.scope from suppression s where s.person = c.person and s.lifted_at is null),
+       coalesce((select h.reason from hold h
+        where h.contact_id = c.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1),
        (select h.reason from hold h
-        where h.contact_id = c.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1)"""
+        where h.person = c.person and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1))"""
 _CONTACTS = f"""
 select m.account_id, {_PERSON}, m.roles, m.joined_at, {_CLOSED}
 from membership m join contact c on c.id = m.contact_id where m.account_id = any(%(ids)s)"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -18,10 +18,13 @@ from sqlalchemy import Connection, Engine, text
 
 from app.db import insert_rows, update_rows
 from app.flow import outcome
+from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.ingest import Own, raise_own
+from app.flow.respond import lifecycle_in_force
 from app.models import delivery_event, hit
 from app.queue import Bells
-from app.rules import signals
+from app.rules import signals, tracking
+from app.rules.lifecycle import Tracking
 from app.rules.signals import Request
 
 SETTLES_AFTER = timedelta(seconds=60)
@@ -35,15 +38,23 @@ def record_hit(conn: Connection, message_id: UUID, kind: str, link: int | None, 
     """Stores one GET of a link of `message_id` with its signals (4.3), to be judged 60 s later. Returns the verdict so far.
 
     `kind` is click, open, survey, unsubscribe, preferences or view; `link` tells links of one kind apart (a survey's is its score).
-    None, and nothing stored, when there is no such message, the person has withdrawn the permission to track (T-05, T-16), or the
-    message has 300 hits already. Callers pass GETs only: HEAD and other methods are never recorded (T-13).
+    None, and nothing stored, when there is no such message, its contact was erased, the installation or the person does not permit it at
+    this moment, whenever the mail was sent (P-07, T-05, T-16), or the message has 300 hits already. Where only the day of an open may be
+    kept, that is kept and nothing else. Callers pass GETs only: HEAD and other methods are never recorded (T-13).
     """
-    purpose = "open_tracking" if kind == "open" else "click_tracking"
+    purpose = OPEN_TRACKING if kind == "open" else CLICK_TRACKING
     found = conn.execute(_CONTEXT, {"id": message_id, "purpose": purpose, "most": HITS_PER_MESSAGE}).mappings().first()
-    if found is None or found["permitted"] is False or found["hits"] >= HITS_PER_MESSAGE:
+    if found is None or found["erased"] or found["hits"] >= HITS_PER_MESSAGE:
+        return None
+    may = _permitted(conn, kind, found)
+    if may == tracking.NOTHING:
         return None
     shown = signals.signals(kind, request, since_sent=_since_sent(found, at), image_loaded=found["image_loaded"])
     verdict = signals.verdict(kind, shown, request.user_agent)
+    if may == tracking.DAY_ONLY:
+        if verdict in ("human", "proxy"):
+            conn.execute(_ACTIVE, {"id": message_id, "day": at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)})
+        return None
     row = {
         "message_id": message_id,
         "kind": kind,
@@ -61,9 +72,18 @@ def record_hit(conn: Connection, message_id: UUID, kind: str, link: int | None, 
 
 
 def destination(conn: Connection, message_id: UUID, index: int) -> str | None:
-    """Where link `index` of a message leads, as stored when it was rendered; None when there is none, or it is not safe (T-10, T-11)."""
-    urls = conn.execute(text("select links from message where id = :id"), {"id": message_id}).scalar()
+    """Where link `index` of a message leads, as stored when it was rendered, or as written where that is the same for everybody and the
+    rendered one is no longer kept; None when there is none, or it is not safe (T-10, T-11)."""
+    urls = conn.execute(_DESTINATIONS, {"id": message_id}).scalar()
     return urls[index].replace(" ", "%20") if urls and index < len(urls) and is_safe(urls[index]) else None
+
+
+def _permitted(conn: Connection, kind: str, found: Mapping[str, Any]) -> str:
+    inforce = lifecycle_in_force(conn)
+    rules = inforce[1].tracking if inforce else Tracking()
+    if kind == "open":
+        return tracking.opens_kept(rules, tracking.country_of(found["country"], found["locale"]), found["permitted"])
+    return tracking.clicks_kept(rules, found["permitted"])
 
 
 def is_safe(url: Any) -> bool:
@@ -197,10 +217,25 @@ _CONTEXT = text("""
     select m.state, m.settled_at, m.dot_at,
            (select count(*) from (select 1 from hit h where h.message_id = m.id limit :most) as few) as hits,
            exists (select 1 from hit h where h.message_id = m.id and h.kind = 'open') as image_loaded,
+           p.erased_at is not null as erased, p.locale, p.traits -> 'country' as country,
            (select c.granted from consent c
              where c.person = coalesce(m.person, p.person) and c.purpose = :purpose order by c.at desc, c.id desc limit 1) as permitted
       from message m join contact p on p.id = m.contact_id
      where m.id = :id
+""")
+
+_ACTIVE = text("""
+    update contact set last_active_at = :day
+     where id = (select contact_id from message where id = :id) and (last_active_at is null or last_active_at < :day)
+""")
+
+# Braces say that a link has merge tags: it was another for everybody.
+_DESTINATIONS = text("""
+    select coalesce(nullif(m.links, 'null'), (
+        select jsonb_agg(case when one ->> 'url' like '%{%' then '' else one ->> 'url' end order by place)
+          from template t, jsonb_array_elements(t.links) with ordinality as l(one, place)
+         where t.version_id = m.version_id and t.step_id = m.step_id and t.locale = ''))
+      from message m where m.id = :id
 """)
 
 _JUDGED = text("""

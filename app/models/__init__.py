@@ -43,7 +43,9 @@ from app.models.messages import (
     response,
     response_revision,
     suppression,
+    wording,
 )
+from app.models.privacy import erasure, retention_run, tombstone
 
 __all__ = [
     "account",
@@ -61,6 +63,7 @@ __all__ = [
     "doubled",
     "effect",
     "enrollment",
+    "erasure",
     "event",
     "event_key",
     "event_pending",
@@ -82,6 +85,7 @@ __all__ = [
     "reservation",
     "response",
     "response_revision",
+    "retention_run",
     "setting",
     "sign_in_link",
     "source",
@@ -91,7 +95,9 @@ __all__ = [
     "template",
     "token_key",
     "unassessed",
+    "tombstone",
     "usage_day",
     "usage_person",
+    "wording",
     "worker",
 ]

@@ -37,6 +37,8 @@ account = Table(
     # The account's own next timer: a milestone falls overdue, a candidate expires, a date is reached, a daily re-evaluation.
     Column("due_at", Time),
     Column("assess_at", Time),  # when its health is to be assessed next, if nothing happens before
+    Column("pruned_at", Time),  # events from before this moment are not all stored any more
+    Column("erased_at", Time),  # nothing but numbers is left of it
     Index("ix_account_due", "partition", "due_at", postgresql_where=text("due_at is not null")),
     Index("ix_account_assess", "assess_at", postgresql_where=text("assess_at is not null")),
     postgresql_with={"fillfactor": 90},  # room for the next state of a row beside it, so that most changes touch no index
@@ -112,6 +114,8 @@ contact = Table(
     Column("clocks", Json, nullable=False, server_default=text("'{}'::jsonb")),
     Column("created_at", Time, nullable=False),
     Column("last_seen_at", Time),  # kept to the day
+    Column("last_active_at", Time),  # when mail was last opened, kept to the day: all that `list_hygiene` keeps (P-07)
+    Column("erased_at", Time),  # nothing but numbers is left of it
     Index("ix_contact_person", "person", postgresql_where=text("person is not null")),
     postgresql_with={"fillfactor": 90},
 )
@@ -138,16 +142,19 @@ membership = Table(
 hold = Table(
     "hold",
     metadata,
-    # A reason to send nothing but transactional mail to an account or a contact until a date or a release.
+    # A reason to send nothing but transactional mail to an account, a contact or a person until a date or a release. A person's is the
+    # pause that they asked for themselves.
     serial(),
     Column("account_id", BigInteger, ForeignKey("account.id", ondelete="CASCADE")),
     Column("contact_id", BigInteger, ForeignKey("contact.id", ondelete="CASCADE")),
+    Column("person", Text),
     Column("reason", Text, nullable=False),
     Column("created_at", Time, nullable=False),
     Column("until", Time),
     Column("released_at", Time),
     Index("ix_hold_account", "account_id", postgresql_where=text("released_at is null")),
     Index("ix_hold_contact", "contact_id", postgresql_where=text("released_at is null")),
+    Index("ix_hold_person", "person", postgresql_where=text("released_at is null")),
 )
 
 health_score = Table(

@@ -190,15 +190,29 @@ suppression = Table(
 consent = Table(
     "consent",
     metadata,
-    # The consent log, append-only (P-05).
+    # The consent log (P-05). Append-only: a trigger refuses changes, and deletes but an erasure's.
     serial(),
     Column("person", Text, nullable=False),
-    Column("purpose", Text, nullable=False),  # a topic, `all`, open_tracking or click_tracking
+    Column("purpose", Text, nullable=False),  # a topic, `all`, pause, open_tracking or click_tracking
     Column("granted", Boolean, nullable=False),
     Column("at", Time, nullable=False),
-    Column("method", Text, nullable=False),
+    Column("method", Text, nullable=False),  # one_click | page | operator | import | api
+    Column("source", Text),  # where it was said: the page and the version of its form, a file, a program
+    Column("wording", Text),  # the hash of what the person was shown, see `wording`
+    Column("network", Text),  # truncated: IPv4 /24, IPv6 /48
+    Column("actor", Text),  # contact, operator, or who used the API
     Column("evidence", Json, nullable=False, server_default=text("'{}'::jsonb")),
     Index("ix_consent_person", "person", "at"),
+)
+
+wording = Table(
+    "wording",
+    metadata,
+    # The exact words that people were shown when they chose, by hash: what a line of the consent log refers to.
+    Column("hash", Text, primary_key=True),
+    Column("locale", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("first_at", Time, nullable=False),
 )
 
 response = Table(

@@ -128,6 +128,29 @@ class SurveyRules(Strict):
     closes_after: Positive = duration("30d")
 
 
+class Tracking(Strict):
+    """Whether opens and clicks are recorded, see `rules.tracking`. `opens_in` holds the mode of countries that have their own, by their
+    two letters. Transactional mail is tracked only where it says so (P-01)."""
+
+    opens: Literal["off", "consent", "list_hygiene", "on"] = "on"
+    opens_in: dict[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], Literal["off", "consent", "list_hygiene", "on"]] = {}
+    clicks: Literal["off", "consent", "on"] = "on"
+    transactional: bool = False
+
+
+class Retention(Strict):
+    """How long things are kept (P-11). What is older is taken away every night."""
+
+    hits: Positive = duration("90d")  # who fetched a link
+    networks: Positive = duration("30d")  # the truncated address and the browser of a hit
+    rendered: Positive = duration("30d")  # the values a mail was rendered with, and mail in the outbox
+    links: Positive = duration("365d")  # rendered destinations of links; those that are the same for everybody work for good
+    events: Positive = duration("730d")
+    decisions: Positive = duration("365d")
+    webhooks: Positive = duration("30d")  # raw bodies of providers' webhooks
+    inbound: Positive = duration("30d")  # raw mail that came back
+
+
 class Measure(Strict):
     name: Name
     label: str | None = None
@@ -173,6 +196,8 @@ class Lifecycle(Strict):
     channels: dict[Name, str] = {}  # where alerts and webhooks go; `nurture channels set` gives each its address
     survey: SurveyRules = SurveyRules()
     brakes: Brakes = Brakes()
+    tracking: Tracking = Tracking()
+    retention: Retention = Retention()
     health: HealthModel | None = None
 
     @field_validator("timezone")

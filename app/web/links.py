@@ -16,9 +16,10 @@ from sqlalchemy.exc import DBAPIError
 
 from app.flow import respond, track
 from app.flow import view as flow_view
-from app.flow.respond import ALL, Message
+from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING, PAUSE, Said
+from app.flow.respond import ALL, Message, Why
 from app.rules.lifecycle import TRANSACTIONAL
-from app.web import public
+from app.web import phrases, public
 from app.web.context import here
 
 blueprint = public.prepare(Blueprint("links", __name__))
@@ -42,7 +43,11 @@ def click(token: str) -> Response:
     with here().engine.begin() as conn:
         url = track.destination(conn, message_id, index)
         if url is None:
-            return public.not_found(conn)
+            message = respond.find_message(conn, message_id)
+            if message is None or message.links is not None:
+                return public.not_found(conn)
+            public.speak(message.locale)
+            return public.notice(conn, "link_gone", 410)
         _record(conn, message_id, "click", index)
     return redirect(url, 302)
 
@@ -70,8 +75,8 @@ def unsubscribe(token: str) -> Response:
             return public.not_found(conn)
         _record(conn, message.id, "unsubscribe", None)
         if message.topic == TRANSACTIONAL:
-            return public.page(conn, "notice.html", title="These emails belong to your account", text=_NO_OPT_OUT)
-        closed = not respond.choices(conn, message).gets(message.topic)
+            return public.notice(conn, "belongs")
+        closed = not respond.choices(conn, message, datetime.now(UTC)).gets(message.topic)
         return public.page(conn, "unsubscribe.html", topic=_topic(conn, message.topic), closed=closed, preferences=_preferences(message))
 
 
@@ -86,13 +91,14 @@ def unsubscribe_now(token: str) -> Response:
         if message is None:
             return public.not_found(conn)
         by_page = "page" in request.form
-        respond.unsubscribe(
-            conn, message, message.topic, datetime.now(UTC), method="page" if by_page else "one_click", network=public.network()
-        )
+        method = "page" if by_page else "one_click"
+        shown = public.say("stop_topic", topic=_topic(conn, message.topic)) if by_page else public.say("one_click")
+        said = _said(method, "u", {message.topic: shown})
+        respond.unsubscribe(conn, message, message.topic, datetime.now(UTC), method=method, network=public.network(), said=said)
         if not by_page:
             return Response("Unsubscribed.\n", mimetype="text/plain")
         if message.topic == TRANSACTIONAL:
-            return public.page(conn, "notice.html", title="These emails belong to your account", text=_NO_OPT_OUT)
+            return public.notice(conn, "belongs")
         return _preference_page(conn, message, done="unsubscribed")
 
 
@@ -109,24 +115,51 @@ def preferences(token: str) -> Response:
 
 @blueprint.post("/p/<token>")
 def choose(token: str) -> Response:
-    """Takes the form: topics kept and dropped, everything stopped, or one topic taken up again."""
-    now, network = datetime.now(UTC), public.network()
+    """Takes one of the forms: topics kept and dropped, everything stopped or taken up again, a pause or its end, what may be recorded."""
+    now = datetime.now(UTC)
     with here().engine.begin() as conn:
         message = _message(conn, token, "preferences")
         if message is None:
             return public.not_found(conn)
         if request.form.get("nonce") != public.links().nonce(token, "preferences"):
-            return _preference_page(conn, message, status=400, problem="This page was out of date. Please choose once more.")
-        offered = frozenset(_topics(conn))
-        action = request.form.get("action")
-        if action == "everything":
-            respond.unsubscribe(conn, message, ALL, now, method="page", network=network)
-        elif action == "again" and request.form.get("again") in offered:
-            respond.subscribe(conn, message, {ALL, request.form["again"]}, now, network=network)
-        else:
-            wanted = frozenset(request.form.getlist("topic")) & offered
-            respond.choose(conn, message, wanted, offered, "tracking" in request.form, now, network=network)
-        return _preference_page(conn, message, done="everything" if action == "everything" else "saved")
+            return _preference_page(conn, message, status=400, problem=public.say("out_of_date"))
+        done = _take(conn, message, request.form.get("action") or "save", now)
+        return _preference_page(conn, message, done=done)
+
+
+def _take(conn: Connection, message: Message, action: str, now: datetime) -> str:
+    """What the form asks for, by the button that was pressed. Returns the phrase that says what was done."""
+    topics = _topics(conn)
+    offered = frozenset(topics)
+    words = {key: f"{topic.name}: {topic.description}" if topic.description else topic.name for key, topic in topics.items()}
+    said = _said("page", "p", {**words, ALL: public.say("stop_everything"), PAUSE: public.say("pause_text")})
+    if action == "everything":
+        respond.unsubscribe(conn, message, ALL, now, method="page", network=public.network(), said=said)
+        return "all_stopped"
+    if action == "pause":
+        respond.pause(conn, message, now, said=said)
+        return "now_paused"
+    if action == "resume":
+        respond.resume(conn, message, now, said=said)
+        return "now_resumed"
+    if action == "privacy":
+        shown = {OPEN_TRACKING: f"{public.say('opens')}: {public.say('opens_text')}"}
+        shown[CLICK_TRACKING] = f"{public.say('clicks')}: {public.say('clicks_text')}"
+        wanted = ("opens" in request.form, "clicks" in request.form)
+        respond.permit(conn, message, *wanted, now, said=_said("page", "p", shown))
+    elif action == "again":
+        if request.form.get("again") in offered:
+            respond.subscribe(conn, message, {ALL, request.form["again"]}, now, said=said)
+    elif action == "all":
+        respond.subscribe(conn, message, {ALL, *offered}, now, said=said)
+    elif action == "save":
+        respond.choose(conn, message, frozenset(request.form.getlist("topic")) & offered, offered, now, said=said)
+    return "saved"
+
+
+def _said(method: str, page: str, words: dict[str, str]) -> Said:
+    source = f"{here().settings.base_url}/{page}/ (form {phrases.FORM})"
+    return Said(method, "contact", source=source, network=public.network(), words=words, locale=public.spoken())
 
 
 @blueprint.get("/v/<token>")
@@ -139,13 +172,16 @@ def view(token: str) -> Response:
         _record(conn, message.id, "view", None)
         mail = flow_view.view(conn, message, public.links())
         if mail is None:
-            return public.page(conn, "notice.html", 410, title="This email is no longer kept", text=_GONE)
+            return public.notice(conn, "gone", 410)
     return Response(mail.html, mimetype="text/html", headers={"Content-Security-Policy": MAIL_POLICY})
 
 
 def _message(conn: Connection, token: str, kind: str) -> Message | None:
     found = public.read_token(token, kind)
-    return respond.find_message(conn, found[0]) if found else None
+    message = respond.find_message(conn, found[0]) if found else None
+    if message is not None:
+        public.speak(message.locale)
+    return message
 
 
 def _record(conn: Connection, message_id: UUID, kind: str, link: int | None) -> None:
@@ -161,12 +197,16 @@ def _means_it() -> bool:
     return not request.form and b"list-unsubscribe=one-click" in request.get_data(cache=True)[:1000].lower()
 
 
-def _preference_page(conn: Connection, message: Message, status: int = 200, **values) -> Response:
-    choices = respond.choices(conn, message)
+def _preference_page(
+    conn: Connection, message: Message, status: int = 200, done: str | None = None, problem: str | None = None
+) -> Response:
+    choices = respond.choices(conn, message, datetime.now(UTC))
     topics = [
         {"key": key, "name": topic.name, "description": topic.description, "on": choices.gets(key)} for key, topic in _topics(conn).items()
     ]
     token = _preferences(message).rpartition("/")[2]
+    paused = phrases.day(choices.paused_until, public.spoken()) if choices.paused_until else ""
+    why = respond.why(conn, message)
     return public.page(
         conn,
         "preferences.html",
@@ -176,11 +216,23 @@ def _preference_page(conn: Connection, message: Message, status: int = 200, **va
         topic_key=message.topic,
         choices=choices,
         none_left=not any(topic["on"] for topic in topics),
-        address=_masked(message.people[-1]) if message.people else "",
+        address=_masked(message.people[-1]) if message.people and "@" in message.people[-1] else "",
         action=f"/p/{token}",
         page_nonce=public.links().nonce(token, "preferences"),
-        **{"done": None, "problem": None, **values},
+        paused_day=paused,
+        done=done,
+        said=public.say(done, day=paused) if done and done != "unsubscribed" else "",
+        problem=problem,
+        why=why,
+        why_started=_started(why) if why else "",
+        why_since=phrases.day(why.since, public.spoken()) if why and why.since else "",
     )
+
+
+def _started(why: Why) -> str:
+    kind, name = why.started_by
+    known = f"why_{kind}" in phrases.PHRASES["en"] and kind not in ("other", "account", "campaign")
+    return public.say(f"why_{kind}" if known else "why_other", name=name)
 
 
 def _topics(conn: Connection) -> dict:
@@ -203,7 +255,3 @@ def _masked(person: str) -> str:
     """An address that its owner knows again and a stranger with a forwarded mail does not learn."""
     name, _, domain = person.rpartition("@")
     return f"{name[:1]}…@{domain}"
-
-
-_NO_OPT_OUT = "They tell you about things that you or your account have asked for, so they cannot be switched off one by one."
-_GONE = "What it said is deleted after some time. The copy in your mailbox is the only one left."

@@ -20,6 +20,7 @@ from app.flow.links import Links, load_keyring
 from app.flow.respond import lifecycle_in_force
 from app.flow.track import truncated
 from app.rules.signals import Request
+from app.web import phrases
 from app.web.context import here
 
 log = structlog.get_logger("web")
@@ -77,16 +78,37 @@ def network() -> str | None:
     return truncated(request.remote_addr)
 
 
+def speak(locale: str | None) -> str:
+    """Fixes the language of this request's page: the contact's, else the browser's."""
+    g.public_language = phrases.language(locale, request.headers.get("Accept-Language"))
+    return g.public_language
+
+
+def spoken() -> str:
+    """The language of this request's page."""
+    return g.public_language if "public_language" in g else speak(None)
+
+
+def say(name: str, /, **values: object) -> str:
+    """A phrase in the language of the page."""
+    return phrases.PHRASES[spoken()][name].format(**values)
+
+
 def page(conn: Connection | None, name: str, status: int = 200, **values) -> Response:
     """Renders `public/<name>` with the brand of the lifecycle in force (a neutral one without a connection or before there is any)."""
     g.public_nonce = secrets.token_urlsafe(16)
-    look = _look(conn)
-    return make_response(render_template(f"public/{name}", look=look, nonce=g.public_nonce, **values), status)
+    look, lang = _look(conn), spoken()
+    return make_response(render_template(f"public/{name}", look=look, nonce=g.public_nonce, lang=lang, say=say, **values), status)
+
+
+def notice(conn: Connection | None, name: str, /, status: int = 200, **values: object) -> Response:
+    """A page of a heading and a sentence, `<name>_title` and `<name>_text` of the phrases."""
+    return page(conn, "notice.html", status, title=say(f"{name}_title"), text=say(f"{name}_text", **values))
 
 
 def not_found(conn: Connection | None = None) -> Response:
     """The one answer to every bad token: it does not tell what was wrong."""
-    return page(conn, "notice.html", 404, title="This link does not work", text=_NOT_FOUND)
+    return notice(conn, "not_found", 404)
 
 
 def ink_on(color: str) -> str:
@@ -97,9 +119,6 @@ def ink_on(color: str) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) >= (luminance + 0.05) / 0.05 else "#111111"
 
 
-_NOT_FOUND = (
-    "It may have been cut off on its way, or the message it came from is no longer kept. Try the link in the original email once more."
-)
 _NEUTRAL = Look("", "#2f5f8f", "#ffffff", None, None, None)
 
 
@@ -136,9 +155,6 @@ def _failed(error: SQLAlchemyError) -> Response:
     """A database that is away is 503, so that providers post again (X-48); anything else it says is our fault."""
     away = isinstance(error, OperationalError | InterfaceError | PoolTimeout) or getattr(error, "connection_invalidated", False)
     log.error("public page failed", page=request.endpoint, exc_info=None if away else error, error=type(error).__name__)
-    response = page(None, "notice.html", 503 if away else 500, title="One moment, please", text=_LATER)
+    response = notice(None, "later", 503 if away else 500)
     response.headers["Retry-After"] = "30"
     return response
-
-
-_LATER = "This page cannot be shown right now. Please try again in a minute."

@@ -17,6 +17,7 @@ from app.flow.compose import SCALES
 from app.flow.respond import Message
 from app.web import public
 from app.web.context import here
+from app.web.phrases import day
 
 blueprint = public.prepare(Blueprint("surveys", __name__))
 
@@ -33,6 +34,8 @@ def ask(token: str, score: str | None = None) -> Response:
         message = _message(conn, token)
         if message is None:
             return public.not_found(conn)
+        if message.erased:
+            return public.notice(conn, "gone", 410)
         low, high = SCALES[message.survey].low, SCALES[message.survey].high
         chosen = int(score) if score and score.isascii() and score.isdecimal() and len(score) < 4 else None
         chosen = chosen if chosen is not None and low <= chosen <= high else None
@@ -57,23 +60,25 @@ def answer(token: str, score: str | None = None) -> Response:
         message = _message(conn, token)
         if message is None:
             return public.not_found(conn)
+        if message.erased:
+            return public.notice(conn, "gone", 410)
         closes_after = _closes_after(conn)
         closes = message.sent_at + closes_after
         low, high = SCALES[message.survey].low, SCALES[message.survey].high
         chosen = int(given) if given.isascii() and given.isdecimal() and len(given) < 4 and low <= int(given) <= high else None
         again = {"chosen": chosen, "comment": comment, "answered": False}
         if request.form.get("nonce") != public.links().nonce(token, "survey"):
-            return _form(conn, token, message, closes, 400, problem="This page was out of date. Please press Send once more.", **again)
+            return _form(conn, token, message, closes, 400, problem=public.say("press_again"), **again)
         if chosen is None:
-            return _form(conn, token, message, closes, 400, problem=f"Please choose a number from {low} to {high}.", **again)
+            return _form(conn, token, message, closes, 400, problem=public.say("choose_number", low=low, high=high), **again)
         try:
             taken = respond.answer(conn, message, chosen, comment, now, closes_after=closes_after, partitions=here().partitions)
         except SurveyClosed as closed:
             return _closed(conn, closed.at)
         except TooOften:
-            return public.page(conn, "notice.html", 429, title="That was often", text=_TOO_OFTEN)
-        except InputError as error:
-            return _form(conn, token, message, closes, 400, problem=f"The comment {error.problem}.", **again)
+            return public.notice(conn, "often", 429)
+        except InputError:
+            return _form(conn, token, message, closes, 400, problem=public.say("comment_long", most=respond.COMMENT_LENGTH), **again)
         glad, low_mood = MOODS[message.survey]
         mood = "glad" if chosen >= glad else "low" if chosen <= low_mood else "fair"
         thanks = public.page(conn, "thanks.html", score=chosen, mood=mood, action=f"/s/{token}", closes=_day(closes))
@@ -86,7 +91,10 @@ def answer(token: str, score: str | None = None) -> Response:
 def _message(conn: Connection, token: str) -> Message | None:
     found = public.read_token(token, "survey")
     message = respond.find_message(conn, found[0]) if found else None
-    return message if message and message.survey in SCALES else None
+    if message is None or message.survey not in SCALES:
+        return None
+    public.speak(message.locale)
+    return message
 
 
 def _closes_after(conn: Connection) -> timedelta:
@@ -102,8 +110,8 @@ def _form(conn: Connection, token: str, message: Message, closes: datetime, stat
         status,
         question=message.question,
         scores=list(range(scale.low, scale.high + 1)),
-        low=scale.least.lower(),
-        high=scale.most.lower(),
+        low=public.say(f"{message.survey}_low"),
+        high=public.say(f"{message.survey}_high"),
         action=f"/s/{token}",
         page_nonce=public.links().nonce(token, "survey"),
         closes=_day(closes),
@@ -112,12 +120,8 @@ def _form(conn: Connection, token: str, message: Message, closes: datetime, stat
 
 
 def _closed(conn: Connection, at: datetime) -> Response:
-    text = f"It took answers until {_day(at)}. Thank you for wanting to tell us."
-    return public.page(conn, "notice.html", 410, title="This survey is closed", text=text)
+    return public.notice(conn, "closed", 410, day=_day(at))
 
 
 def _day(moment: datetime) -> str:
-    return f"{moment.day} {moment:%B %Y}"
-
-
-_TOO_OFTEN = "The answer has been changed many times within an hour. The last one counts; please come back later to change it again."
+    return day(moment, public.spoken())

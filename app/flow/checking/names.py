@@ -34,7 +34,19 @@ from app.rules.timing import duration
 
 METRICS = "usage.NAME.last_30d, usage.NAME.previous_30d, usage.seats.share, milestones.share, survey.nps, survey.csat, survey.ces"
 # What the layout and the blocks of a mail may read besides what is known of the account.
-MAIL = ("subject", "unsubscribe_url", "preferences_url", "view_url", "pixel_url", "why", "scale", "scores", "question", "link")
+MAIL = (
+    "subject",
+    "unsubscribe_url",
+    "preferences_url",
+    "view_url",
+    "pixel_url",
+    "privacy_url",
+    "why",
+    "scale",
+    "scores",
+    "question",
+    "link",
+)
 
 _DATES = frozenset({"account.created_at", "account.renewal_date", "stage.entered_at", "enrollment.entered_at", "event.occurred_at", "now"})
 _ACCOUNT_DATES = ("account.created_at", "account.renewal_date")

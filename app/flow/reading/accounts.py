@@ -169,7 +169,7 @@ def members(conn: Connection, account_id: int, now: datetime) -> list[dict[str, 
             """select c.external_id, c.address, c.person, c.first_name, c.last_name, c.last_seen_at, m.roles, m.joined_at,
                  coalesce((select array_agg(s.scope order by s.scope) from suppression s
                            where s.person = c.person and s.lifted_at is null), '{}') as closed,
-                 (select h.reason from hold h where h.contact_id = c.id and h.released_at is null
+                 (select h.reason from hold h where (h.contact_id = c.id or h.person = c.person) and h.released_at is null
                   and (h.until is null or h.until > :now) limit 1) as held
                from membership m join contact c on c.id = m.contact_id
                where m.account_id = :id order by m.joined_at, c.id limit 200"""
@@ -193,15 +193,18 @@ def members(conn: Connection, account_id: int, now: datetime) -> list[dict[str, 
     ]
 
 
-def holds(conn: Connection, now: datetime, *, account_id: int | None = None, contact_id: int | None = None) -> list[dict[str, Any]]:
-    """The holds in force of one account or one contact."""
+def holds(
+    conn: Connection, now: datetime, *, account_id: int | None = None, contact_id: int | None = None, person: str | None = None
+) -> list[dict[str, Any]]:
+    """The holds in force of one account, or of one contact and the person behind it."""
     rows = conn.execute(
         text(
             """select id, reason, created_at, until from hold
-               where (account_id = :account or contact_id = :contact) and released_at is null and (until is null or until > :now)
+               where (account_id = :account or contact_id = :contact or person = :person) and released_at is null
+                 and (until is null or until > :now)
                order by created_at, id"""
         ),
-        {"account": account_id, "contact": contact_id, "now": now},
+        {"account": account_id, "contact": contact_id, "person": person, "now": now},
     )
     return [dict(row._mapping) for row in rows]
 

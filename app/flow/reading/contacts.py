@@ -11,8 +11,9 @@ from app.errors import NotFound
 from app.flow.reading.accounts import holds
 from app.flow.reading.paging import LIMIT, Page, clean, like, page, read_cursor
 
+NOTHING_GOES = frozenset({"all", "bounced", "complained", "manual"})  # scopes that close everything
 _COLUMNS = """c.id, c.external_id, c.address, c.person, c.first_name, c.last_name, c.timezone, c.locale, c.traits, c.created_at,
-  c.last_seen_at"""
+  c.last_seen_at, c.last_active_at"""
 
 
 def contacts(
@@ -52,14 +53,15 @@ def contact(conn: Connection, key: str, now: datetime) -> dict[str, Any]:
         {"person": row.person},
     )
     suppressions = [dict(found._mapping) for found in closed]
-    held = holds(conn, now, contact_id=row.id)
+    held = holds(conn, now, contact_id=row.id, person=row.person)
     return {
         **_summary(row),
         "traits": row.traits,
         "accounts": [{**found._mapping, "roles": sorted(found.roles)} for found in memberships],
         "suppressions": suppressions,
         "holds": held,
-        "reachable": bool(row.person) and not held and all(entry["scope"] != "all" for entry in suppressions),
+        "reachable": bool(row.person) and not held and all(entry["scope"] not in NOTHING_GOES for entry in suppressions),
+        "last_active_at": row.last_active_at,
     }
 
 

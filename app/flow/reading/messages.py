@@ -18,7 +18,9 @@ _COLUMNS = """m.id, m.state, m.reason, m.kind, m.topic, m.priority, k.key as cam
   a.external_id as account, a.name as account_name, c.external_id as contact,
   nullif(concat_ws(' ', c.first_name, c.last_name), '') as contact_name, c.address, m.person, m.subject, m.created_at, m.due_at,
   m.expires_at, m.settled_at, m.attempts, m.enrollment_id,
-  exists(select 1 from hit h where h.message_id = m.id and h.kind = 'click' and h.verdict = 'human') as clicked,
+  case when exists(select 1 from hit h where h.message_id = m.id and h.kind = 'click')
+       then exists(select 1 from hit h where h.message_id = m.id and h.kind = 'click' and h.verdict = 'human')
+       else exists(select 1 from delivery_event d where d.message_id = m.id and d.kind = 'clicked') end as clicked,
   (select r.score from response r where r.message_id = m.id limit 1) as answer"""
 
 
