@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, desk, embedded, home, hooks, postbox, rehearse, sending, steer
+from app import ask, desk, embedded, home, hooks, postbox, rehearse, rights, sending, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -417,6 +417,37 @@ COMMANDS: list[Command] = [
     ),
     Command(("backup",), "write everything that cannot be made again into a file", _backup, lambda p: p.add_argument("file")),
     Command(("restore",), "bring a backup back into an empty database; live campaigns come back paused", _restore, _restore_arguments),
+    Command(("export",), "write everything that is known of a contact or an account into a file", rights.export, rights.export_arguments),
+    Command(("erase",), "erase a contact or an account, and print the receipt", rights.erase, rights.erase_arguments),
+    Command(
+        ("consents",),
+        "show what a contact said about mail and tracking",
+        rights.consents,
+        lambda p: p.add_argument("contact", help="its id or address"),
+    ),
+    Command(("suppressions", "list"), "list the addresses that must not be written to", rights.suppressions_list, rights.list_arguments),
+    Command(("suppressions", "add"), "put an address on the list", rights.suppressions_add, rights.add_arguments),
+    Command(
+        ("suppressions", "lift"), "take an address off the list, with the evidence why", rights.suppressions_lift, rights.lift_arguments
+    ),
+    Command(
+        ("suppressions", "import"),
+        "put the addresses of a CSV file on the list; exit code 1 if a row has a problem",
+        rights.suppressions_import,
+        rights.import_arguments,
+    ),
+    Command(
+        ("suppressions", "export"),
+        "write the list into a CSV file",
+        rights.suppressions_export,
+        lambda p: p.add_argument("file", help="where to"),
+    ),
+    Command(
+        ("retention",),
+        "show what is kept how long, and what was taken away",
+        rights.retention,
+        lambda p: p.add_argument("--run", action="store_true", help="take away what is too old, now"),
+    ),
 ]
 
 

@@ -53,6 +53,11 @@ class Settings:
     allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
 
     @property
+    def exports(self) -> Path:
+        """Where exports of people are kept, and where an erasure finds them."""
+        return self.home / "exports"
+
+    @property
     def base_host(self) -> str:
         return urlsplit(self.base_url).hostname or ""
 

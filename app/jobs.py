@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from threading import Event, Lock, Thread
 from uuid import UUID, uuid4
@@ -19,6 +19,8 @@ from app.config import Settings, load
 from app.db import connect
 from app.errors import SettingError
 from app.queue import Bells
+
+TIDY_FOR = timedelta(seconds=60)
 
 log = logging.getLogger("nurture.jobs")
 
@@ -93,6 +95,18 @@ def recover() -> None:
     here = workplace()
     deliver.recover(here.engine, clock, here.bells)
     notify.recover(here.engine, clock, here.bells)
+
+
+def tidy() -> None:
+    """Goes on erasing, and takes away what is too old; what is left after a minute is the next tick's."""
+    from app.flow import erase, retain
+
+    here, until = workplace(), clock() + TIDY_FOR
+    erase.work(here.engine, clock, here.bells, here.settings.exports, until=until)
+    with here.engine.connect() as conn:
+        due = retain.due(conn, clock())
+    if due:
+        retain.work(here.engine, clock, until=until)
 
 
 class Notifier:

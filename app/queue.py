@@ -112,6 +112,10 @@ class Bells:
         """Some messages, alerts or webhooks are claimed by a worker that is dead."""
         self._ring(CHORES, [("recover", "app.jobs.recover", ())])
 
+    def tidy(self) -> None:
+        """Somebody is to be erased, or the night's retention is due."""
+        self._ring(CHORES, [("tidy", "app.jobs.tidy", ())])
+
     def _ring(self, name: str, bells: Sequence[tuple[str, str, tuple]]) -> None:
         if not bells or self._client is None or time.monotonic() < self._silent_until:
             return
@@ -167,6 +171,7 @@ class Due:
     mailboxes: bool = False
     hooks: bool = False
     brakes: bool = False
+    tidying: bool = False
 
 
 def tick(conn: Connection, bells: Bells, now: datetime) -> Due:
@@ -200,6 +205,8 @@ def ring(bells: Bells, due: Due) -> None:
         bells.fetch()
     if due.brakes:
         bells.brakes()
+    if due.tidying:
+        bells.tidy()
 
 
 def find_due(conn: Connection, now: datetime) -> Due:
@@ -263,5 +270,9 @@ _REST = text("""
         exists (select from hook_call where state = 'waiting') as hooks,
         exists (select from installation where brakes_at is null or brakes_at <= :now)
             and (exists (select from delivery_event where kind in ('bounced', 'complained', 'rejected') and at > :now - interval '7 days')
-                or exists (select from brake where released_at is null)) as brakes
+                or exists (select from brake where released_at is null)) as brakes,
+        exists (select from erasure where finished_at is null) or (
+            extract(hour from cast(:now as timestamptz) at time zone 'utc') >= 3 and exists (select from account) and not exists (
+              select from retention_run r where r.day = (cast(:now as timestamptz) at time zone 'utc')::date and r.finished_at is not null)
+        ) as tidying
 """)

@@ -40,7 +40,7 @@ log = logging.getLogger("nurture.work")
 ROLES = {"advance": [ADVANCE, CHORES], "deliver": [DELIVER], "clock": []}
 # What a role runs is imported before its first job, not during it.
 FLOWS = {
-    "advance": ["advance", "assess", "track", "hooks", "deliver", "notify", "inbound.poll", "brakes"],
+    "advance": ["advance", "assess", "track", "hooks", "deliver", "notify", "inbound.poll", "brakes", "erase", "retain"],
     "deliver": ["deliver", "notify"],
     "clock": [],
 }
@@ -188,6 +188,9 @@ class _ByHand:
 
     def recover(self) -> None:
         self._do(CHORES, jobs.recover)
+
+    def tidy(self) -> None:
+        self._do(CHORES, jobs.tidy)
 
     def _do(self, queue: str, job: Callable, *args: int) -> None:
         if queue not in ROLES[self._role] or self._stop:

@@ -18,7 +18,7 @@ from app.models import metadata
 # From the outside in: a module may import its own layer and those after it (DESIGN.md 3).
 LAYERS = [
     {"cli", "ask", "steer", "web", "jobs", "up", "work", "doctor", "sample", "rehearse", "desk", "archive", "mail_doctor", "finding"}
-    | {"postbox", "hooks", "sending"},
+    | {"postbox", "hooks", "sending", "rights"},
     {"flow"},
     {"models", "providers", "migrate"},
     {"rules", "queue"},

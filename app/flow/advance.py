@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app import db
-from app.flow import consequences, states
+from app.flow import consequences, states, tombstones
 from app.flow.publish import book as read_book
 from app.flow.publish import including
 from app.models import parked
@@ -152,6 +152,7 @@ class _Taken:
     timers: list[tuple[str, Timer, str]]
     full: bool
     aliased: bool  # whether any contact has a former id
+    buried: bool  # whether any address was erased
     horizon: datetime  # up to here nothing else of the partition is waiting
     now: datetime
     set_aside: set[int] = field(default_factory=set)  # pending events that are not processed by this batch
@@ -197,7 +198,7 @@ class _Taken:
 
 def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: int) -> _Taken:
     """The next occurrences, those of parked accounts left out, and enrollments of paused campaigns, whose timers are frozen."""
-    waits, aliased = conn.exec_driver_sql(_BEFORE, {"partition": partition}).one()
+    waits, aliased, buried = conn.exec_driver_sql(_BEFORE, {"partition": partition}).one()
     values = {
         "partition": partition,
         "now": now,
@@ -224,7 +225,7 @@ def _take(conn: Connection, book: Book, partition: int, now: datetime, limit: in
         full = True
     elif full:
         horizon = max([one.event.at for one in events] + [timer.at for _, timer, _ in timers]) - MOMENT
-    return _Taken(events, timers, full, aliased, horizon, now)
+    return _Taken(events, timers, full, aliased, buried, horizon, now)
 
 
 def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
@@ -329,7 +330,10 @@ def _addresses(conn: Connection, taken: _Taken) -> None:
     ]
     if not told:
         return
-    closed = dict(conn.exec_driver_sql(_CLOSED, {"persons": sorted({person for _, person in told})}).all())
+    persons = sorted({person for _, person in told})
+    if taken.buried:
+        tombstones.revive(conn, persons)
+    closed = dict(conn.exec_driver_sql(_CLOSED, {"persons": persons}).all())
     for one, person in told:
         if person in closed:
             one.event = replace(one.event, closed=frozenset(closed[person]))
@@ -400,7 +404,7 @@ _NEVER = (datetime.max.replace(tzinfo=UTC), 0)
 _BEFORE = """
 select coalesce((select jsonb_agg(jsonb_build_array(account_key, contact_key)) from parked
                  where partition = %(partition)s and released_at is null), '[]'),
-       exists (select from contact_alias)"""
+       exists (select from contact_alias), exists (select from tombstone)"""
 _NOT_PARKED = """
       and (p.account_key is null or p.account_key <> all(%(accounts)s))
       and (p.account_key is not null or p.contact_key is null or p.contact_key <> all(%(contacts)s))"""

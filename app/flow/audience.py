@@ -96,7 +96,7 @@ def prove(conn: Connection, campaigns: Campaigns, now: datetime) -> list[Break]:
     return sorted(found, key=lambda one: (not one.definite, one.kind == "unproven", one.campaign, one.file, one.step, one.path))
 
 
-_IDS = "select id from account where id > %(last)s order by id limit %(limit)s"
+_IDS = "select id from account where id > %(last)s and erased_at is null order by id limit %(limit)s"
 
 
 def blocking(campaigns: Campaigns, breaks: Iterable[Break], severity: str = "error") -> list[Problem]:

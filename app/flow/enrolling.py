@@ -190,7 +190,10 @@ def _message_id(campaign: str, account: str, contact: str | None, now: datetime)
 def _everybody(conn: Connection, version: Version) -> list[tuple[str, str | None]]:
     if version.campaign.enrolls == "contact":
         return [tuple(one) for one in conn.exec_driver_sql(f"{_MEMBERS} order by a.external_id, c.external_id")]
-    return [(key, None) for key in conn.exec_driver_sql("select external_id from account order by external_id").scalars()]
+    return [
+        (key, None)
+        for key in conn.exec_driver_sql("select external_id from account where erased_at is null order by external_id").scalars()
+    ]
 
 
 def _named(conn: Connection, version: Version, accounts: Sequence[str], contacts: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -163,7 +163,7 @@ def of_database(conn: Connection, *, accounts: Iterable[str] | None = None, unti
         if missing := [key for key in keys if key not in known]:
             raise NotFound(f"There is no account {missing[0]!r}.")
     else:
-        keys = list(conn.exec_driver_sql("select external_id from account order by external_id").scalars())
+        keys = list(conn.exec_driver_sql("select external_id from account where erased_at is null order by external_id").scalars())
     told: set[str] = set()
     waiting = iter(keys)
     while some := list(islice((key for key in waiting if key not in told), chunk)):

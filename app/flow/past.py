@@ -68,7 +68,8 @@ def rebuild(conn: Connection, key: str, created_at: datetime, moments: Iterable[
 
     Never guesses: an account whose first events are no longer stored has a past with a `problem` and nothing else.
     """
-    past = Past(since=conn.exec_driver_sql(_OLDEST, {"account": key}).scalar())
+    oldest, pruned_at = conn.exec_driver_sql(_OLDEST, {"account": key}).one()
+    past = Past(since=oldest and max(oldest, pruned_at or oldest))
     if past.since is None or past.since > created_at:
         past.problem = "no_events" if past.since is None else "events_pruned"
         return past
@@ -195,7 +196,10 @@ where a.external_id = any(%(accounts)s) and m.state = 'skipped' and m.reason = a
 _DEFERRED = """
 select m.id, count(*) from message m join account a on a.id = m.account_id join delivery_event d on d.message_id = m.id
 where a.external_id = any(%(accounts)s) and d.kind = 'deferred' and d.at <= %(until)s group by m.id"""
-_OLDEST = "select min(received_at) from event where account_key = %(account)s"
+# Events may lack in the middle, too, where a contact was erased.
+_OLDEST = """
+select (select min(received_at) from event where account_key = %(account)s),
+       (select pruned_at from account where external_id = %(account)s)"""
 _LIFECYCLES = "select id, definition, published_at from lifecycle_version order by id"
 _CAMPAIGNS = "select id, key, mode, mode_at from campaign order by id"
 _VERSIONS = "select id, campaign_id, number, published_at from campaign_version order by published_at, number"

@@ -41,7 +41,7 @@ GATE_OF: dict[str, str] = {
     **dict.fromkeys(("campaign_paused", "campaign_not_live", "shadow", "archived"), "campaign"),
     "enrollment_ended": "enrollment",
     "held": "hold",
-    **dict.fromkeys(("not_a_member", "no_address", "wrong_role", "already_mailed"), "recipient"),
+    **dict.fromkeys(("erased", "not_a_member", "no_address", "wrong_role", "already_mailed"), "recipient"),
     **dict.fromkeys(("opted_out", "topic_opted_out", "suppressed"), "suppression"),
     "survey_quarantine": "quarantine",
     "window_closed": "window",
@@ -131,6 +131,7 @@ SENTENCES: dict[str, str] = {
     "archived": "The campaign was archived, and everybody inside taken out.",
     "skipped_on_resume": "It fell due while the campaign was paused, and was skipped when the pause ended.",
     "exited_on_resume": "It was overdue when the pause of the campaign ended, and left.",
+    "erased": "The contact or the account was erased.",
     "queued": "The message was made for this contact.",
     # Gates of sending
     "campaign_paused": "The campaign is paused.",

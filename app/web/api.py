@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 from flask import Blueprint, Response, abort, g, request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +18,7 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.errors import InputError
-from app.flow import access, enrolling, holding
+from app.flow import access, consents, enrolling, erase, export, holding, retain, suppressing
 from app.flow.explain import explain, read_moment
 from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, responses, tasks, timeline
@@ -82,6 +83,7 @@ def guard() -> Response | None:
         return problem(401, "The API key is unknown or revoked.", headers=challenge)
     if not key.allows(wanted.scope):
         return problem(403, f"This key has the scope {key.scope}; the request needs {wanted.scope}.")
+    g.key = key
     known = {param.name for param in wanted.query}
     if unknown := sorted(set(request.args) - known):
         raise InputError(f"is not known here; there are: {', '.join(sorted(known)) or 'none'}", unknown[0])
@@ -327,6 +329,78 @@ def list_tasks(conn: Connection) -> Page:
     return tasks.tasks(conn, g.now, **wanted, overdue=overdue == "true", **_page())
 
 
+@operation("GET", "/contacts/{contact}/consents", "What a contact said about mail and tracking, oldest first", "Consents")
+def contact_consents(conn: Connection, contact: str) -> dict[str, Any]:
+    return {"data": consents.read(conn, consents.people_of(conn, contacts.find_contact(conn, contact).id))}
+
+
+@operation("GET", "/contacts/{contact}/export", "Everything that is known of a contact", "Export", scope="admin")
+def export_contact(conn: Connection, contact: str) -> dict[str, Any]:
+    return export.collect(conn, "contact", contact, g.now)
+
+
+@operation("GET", "/accounts/{account}/export", "Everything that is known of an account", "Export", scope="admin")
+def export_account(conn: Connection, account: str) -> dict[str, Any]:
+    return export.collect(conn, "account", account, g.now)
+
+
+@operation("POST", "/contacts/{contact}/erase", "Erase a contact; asked again, the receipt", "Erasure", scope="admin", status=202)
+def erase_contact(conn: Connection, contact: str) -> dict[str, Any]:
+    return _erase(conn, "contact", contact)
+
+
+@operation(
+    "POST", "/accounts/{account}/erase", "Erase an account and the people who belong to no other", "Erasure", scope="admin", status=202
+)
+def erase_account(conn: Connection, account: str) -> dict[str, Any]:
+    return _erase(conn, "account", account)
+
+
+@operation("GET", "/erasures/{erasure}", "The receipt of an erasure, or how far it is", "Erasure", scope="admin")
+def get_erasure(conn: Connection, erasure: str) -> dict[str, Any]:
+    try:
+        return erase.receipt(conn, UUID(erasure)).plain()
+    except ValueError:
+        abort(404)
+
+
+@operation(
+    "GET",
+    "/suppressions",
+    "Addresses that must not be written to, the latest first",
+    "Suppression",
+    paged=True,
+    query=(
+        Param("email", "Only of this address."),
+        Param("scope", "Only in this scope: all, a topic, or a reason that stops transactional mail, too."),
+        Param("reason", "Only for this reason.", suppressing.REASONS),
+    ),
+)
+def list_suppressions(conn: Connection) -> Page:
+    wanted = _filters("email", "scope", "reason")
+    return suppressing.suppressions(conn, search=wanted["email"], scope=wanted["scope"], reason=wanted["reason"], **_page())
+
+
+@operation("POST", "/suppressions", "Put an address on the list", "Suppression", scope="admin", body="NewSuppression", status=201)
+def add_suppression(conn: Connection) -> dict[str, Any]:
+    wanted = _body(NewSuppression)
+    return suppressing.add(conn, wanted.email, wanted.scope, wanted.reason, g.now, by=_who(), method="api", note=wanted.note)
+
+
+@operation(
+    "POST", "/suppressions/lift", "Take an address off the list, with the evidence why", "Lifted", scope="admin", body="LiftSuppression"
+)
+def lift_suppression(conn: Connection) -> dict[str, Any]:
+    wanted = _body(LiftSuppression)
+    lifted = suppressing.lift(conn, wanted.email, wanted.scope, g.now, by=_who(), method="api", evidence=wanted.evidence)
+    return {"email": wanted.email, "lifted": lifted}
+
+
+@operation("GET", "/retention", "What is kept how long, and what the last nights took away", "Retention")
+def get_retention(conn: Connection) -> dict[str, Any]:
+    return retain.state(conn, g.now)
+
+
 @operation("GET", "/tasks/{task}", "One task", "Task")
 def get_task(conn: Connection, task: str) -> dict[str, Any]:
     return tasks.task(conn, task, g.now)
@@ -346,6 +420,23 @@ class TaskChange(BaseModel):
     state: str | None = None
     outcome: str | None = None
     assignee: str | None = None
+
+
+class NewSuppression(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    email: str
+    scope: str = "all"
+    reason: str = "unsubscribed"
+    note: Annotated[str, Field(max_length=500)] = ""
+
+
+class LiftSuppression(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    email: str
+    scope: str = "all"
+    evidence: str
 
 
 class NewHold(BaseModel):
@@ -377,6 +468,16 @@ def _answer(**ids: str) -> Response:
     if isinstance(found, Page):
         found = {"data": found.items, "next": found.next}
     return Response(status=wanted.status) if found is None else _json(found, wanted.status)
+
+
+def _erase(conn: Connection, kind: str, key: str) -> dict[str, Any]:
+    asked = erase.request(conn, kind, key, _who(), g.now)
+    here().bells.tidy()
+    return asked.plain()
+
+
+def _who() -> str:
+    return f"API key {g.key.name}"
 
 
 def _explained(conn: Connection, contact: str | None, **wanted: str | None) -> dict[str, Any]:

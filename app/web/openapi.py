@@ -298,6 +298,78 @@ SCHEMAS: dict[str, Schema] = {
             "suppressions": _many(_record({"scope": TEXT, "reason": TEXT, "created_at": TIME})),
             "holds": _many(_record(_HOLD)),
             "reachable": FLAG,
+            "last_active_at": {**MAYBE_TIME, "description": "The day of the last open, where list_hygiene keeps it."},
+        }
+    ),
+    "Consents": _record(
+        {
+            "data": _many(
+                _record(
+                    {
+                        "person": TEXT,
+                        "purpose": {**TEXT, "description": "A topic, all, pause, open_tracking or click_tracking."},
+                        "granted": FLAG,
+                        "at": TIME,
+                        "method": TEXT,
+                        "source": MAYBE_TEXT,
+                        "wording": {**MAYBE_TEXT, "description": "A hash of the words that were shown."},
+                        "locale": MAYBE_TEXT,
+                        "words": MAYBE_TEXT,
+                        "network": MAYBE_TEXT,
+                        "actor": MAYBE_TEXT,
+                        "evidence": THINGS,
+                    }
+                )
+            )
+        }
+    ),
+    "Export": {"type": "object", "description": "The profile and every list that nurture export writes as a file."},
+    "Erasure": _record(
+        {
+            "id": TEXT,
+            "kind": TEXT,
+            "subject": {**TEXT, "description": "A keyed hash of the id."},
+            "requested_at": TIME,
+            "requested_by": TEXT,
+            "finished_at": MAYBE_TIME,
+            "counts": {**THINGS, "description": "Rows by table."},
+            "notes": _many(TEXT),
+        }
+    ),
+    "Suppression": _record(
+        {
+            "id": COUNT,
+            "email": {**MAYBE_TEXT, "description": "Null where it was erased."},
+            "erased": FLAG,
+            "scope": TEXT,
+            "reason": TEXT,
+            "evidence": THINGS,
+            "created_at": TIME,
+        }
+    ),
+    "NewSuppression": {
+        "type": "object",
+        "required": ["email"],
+        "additionalProperties": False,
+        "properties": {
+            "email": TEXT,
+            "scope": {**TEXT, "description": "all, or a topic."},
+            "reason": {"type": "string", "enum": ["unsubscribed", "manual", "complained", "bounced"]},
+            "note": {**TEXT, "maxLength": 500},
+        },
+    },
+    "LiftSuppression": {
+        "type": "object",
+        "required": ["email", "evidence"],
+        "additionalProperties": False,
+        "properties": {"email": TEXT, "scope": TEXT, "evidence": {**TEXT, "description": "By what right: who asked for it, when, where."}},
+    },
+    "Lifted": _record({"email": TEXT, "lifted": _many(TEXT)}),
+    "Retention": _record(
+        {
+            "kept": _many(_record({"name": TEXT, "what": TEXT, "setting": TEXT, "keeps": TEXT, "days": NUMBER})),
+            "runs": _many(_record({"day": TEXT, "started_at": TIME, "finished_at": MAYBE_TIME, "counts": THINGS})),
+            "due": FLAG,
         }
     ),
     "Explanation": _record(

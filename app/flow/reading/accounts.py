@@ -256,7 +256,7 @@ def _summary(row: Any) -> dict[str, Any]:
 def _filters(
     search: str | None, stage: str | None, band: str | None, touch: str | None, owner: str | None
 ) -> tuple[list[str], dict[str, Any]]:
-    where, values = [], {}
+    where, values = ["a.erased_at is null"], {}
     for column, value in (("stage", stage), ("touch", touch), ("owner_email", owner)):
         if value := clean(value):
             where.append(f"a.{column} = :{column}")

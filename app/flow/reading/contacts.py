@@ -20,7 +20,7 @@ def contacts(
     conn: Connection, *, account: str | None = None, search: str | None = None, cursor: str | None = None, limit: int = LIMIT
 ) -> Page:
     """Contacts in order of arrival. `search` finds part of an address, name or id."""
-    where, values = [], {}
+    where, values = ["c.erased_at is null"], {}
     if account := clean(account):
         where.append("c.id in (select m.contact_id from membership m join account a on a.id = m.account_id where a.external_id = :account)")
         values["account"] = account
@@ -32,7 +32,7 @@ def contacts(
         where.append("c.id > :last")
         values["last"] = after[0]
     rows = conn.execute(
-        text(f"select {_COLUMNS} from contact c where {' and '.join(where) or 'true'} order by c.id limit :limit"),
+        text(f"select {_COLUMNS} from contact c where {' and '.join(where)} order by c.id limit :limit"),
         values | {"limit": limit + 1},
     ).all()
     return page(rows, limit, _summary, lambda r: (r.id,))

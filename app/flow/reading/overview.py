@@ -16,10 +16,10 @@ def customers(conn: Connection) -> dict[str, Any]:
     """How many accounts there are: in all, by stage, by band (None is unknown); and how many contacts."""
     stages: dict[str | None, int] = {}
     bands: dict[str | None, int] = {}
-    for row in conn.execute(text("select stage, health_band, count(*) as n from account group by 1, 2")):
+    for row in conn.execute(text("select stage, health_band, count(*) as n from account where erased_at is null group by 1, 2")):
         stages[row.stage] = stages.get(row.stage, 0) + row.n
         bands[row.health_band] = bands.get(row.health_band, 0) + row.n
-    people = conn.execute(text("select count(*) from contact")).scalar_one()
+    people = conn.execute(text("select count(*) from contact where erased_at is null")).scalar_one()
     return {"accounts": sum(stages.values()), "contacts": people, "stages": stages, "bands": bands}
 
 
@@ -73,7 +73,7 @@ def measures(conn: Connection) -> dict[str, Any]:
     row = conn.execute(
         text(
             """select (select coalesce(sum(refused), 0) from doubled) as doubled,
-                 (select count(*) from account) as accounts,
+                 (select count(*) from account where erased_at is null) as accounts,
                  (select count(*) from enrollment where state = 'active') as active_enrollments,
                  (select count(*) from worker where stopped_at is null and heartbeat_at > now() - interval '60 seconds') as workers,
                  (select coalesce(max(id), 0) from event) as events,
