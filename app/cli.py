@@ -446,7 +446,7 @@ COMMANDS: list[Command] = [
         ("retention",),
         "show what is kept how long, and what was taken away",
         rights.retention,
-        lambda p: p.add_argument("--run", action="store_true", help="take away what is too old, now"),
+        lambda p: p.add_argument("--run", dest="now", action="store_true", help="take away what is too old, now"),
     ),
 ]
 

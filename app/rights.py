@@ -190,7 +190,7 @@ def retention(args: argparse.Namespace) -> None:
     from app.flow import retain
 
     with cli.installation(args) as (_, engine):
-        if args.run:
+        if args.now:
             retain.work(engine, lambda: datetime.now(UTC))
         with engine.connect() as conn:
             found = retain.state(conn, datetime.now(UTC))

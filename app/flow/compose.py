@@ -174,6 +174,8 @@ def _checked_result(compiled: Compiled, path: str) -> list[Problem]:
         problems.append(Problem(path, None, 'the unsubscribe link is missing: <a href="{{ mail.unsubscribe_url }}">'))
     if ("brand", "postal_address") not in checked.reads:
         problems.append(Problem(path, None, "the postal address is missing: {{ brand.postal_address }}"))
+    if ("brand", "name") not in checked.reads and ("mail", "why") not in checked.reads:
+        problems.append(Problem(path, None, "nothing says who sends the mail: {{ brand.name }} or {{ mail.why }}"))
     return problems
 
 

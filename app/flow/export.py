@@ -187,7 +187,7 @@ def _whose(conn: Connection, kind: str, key: str) -> tuple[dict[str, Any], dict[
 def _parts(conn: Connection, whose: dict[str, Any]) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
     for part in PARTS:
         names = {name: value for name, value in whose.items() if f":{name}" in part.rows}
-        rows = conn.execution_options(yield_per=CHUNK).execute(text(part.rows), names)
+        rows = conn.execute(text(part.rows), names, execution_options={"yield_per": CHUNK})
         yield part.name, (dict(row._mapping) for row in rows)
     yield "consents", iter(consents.read(conn, whose["people"]))
 

@@ -135,7 +135,7 @@ def export_file(conn: Connection) -> Iterator[str]:
     """The list in force as CSV, line by line, for another system that must not write to these either. A cell that a spreadsheet would
     take for a formula gets an apostrophe before it (X-42). Erased addresses are not in it: nobody knows them."""
     yield _line(COLUMNS)
-    rows = conn.execution_options(yield_per=CHUNK).execute(_EXPORT, {"erased": f"{tombstones.PREFIX}%"})
+    rows = conn.execute(_EXPORT, {"erased": f"{tombstones.PREFIX}%"}, execution_options={"yield_per": CHUNK})
     for row in rows:
         yield _line((row.person, row.scope, row.reason, row.created_at.isoformat()))
 

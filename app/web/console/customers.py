@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from werkzeug import Response
 
 from app.errors import InputError
-from app.flow import holding
+from app.flow import consents, holding
 from app.flow.explain import explain, read_moment
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
 from app.flow.reading import tasks as tasks_of
@@ -111,6 +111,7 @@ def contact_page(key: str) -> str:
             messages=messages.messages(conn, contact=key, cursor=request.args.get("cursor"), limit=30),
             answers=responses.responses(conn, contact=key, limit=10).items,
             explanation=explain(conn, known, key, now=g.now, at=read_moment(asked, known)),
+            consents=consents.read(conn, consents.people_of(conn, contacts.find_contact(conn, key).id))[::-1],
             asked_at=asked,
             labels=_labels(known),
         )
