@@ -102,7 +102,7 @@ def tidy() -> None:
     from app.flow import erase, retain
 
     here, until = workplace(), clock() + TIDY_FOR
-    erase.work(here.engine, clock, here.bells, here.settings.exports, until=until)
+    erase.work(here.engine, clock, here.settings.exports, until=until)
     with here.engine.connect() as conn:
         due = retain.due(conn, clock())
     if due:

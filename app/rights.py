@@ -15,7 +15,6 @@ from sqlalchemy import Engine
 
 from app.config import Settings
 from app.errors import InputError
-from app.queue import Bells
 
 WAITS = 60.0  # seconds that `nurture erase` waits for mail on the wire
 
@@ -76,7 +75,7 @@ def _finish(args: argparse.Namespace, settings: Settings, engine: Engine, erasur
             return found
         began = time.monotonic()
         soon = datetime.now(UTC).timestamp() + 2
-        if not flow.work(engine, lambda: datetime.now(UTC), Bells(None), settings.exports, until=datetime.fromtimestamp(soon, UTC)):
+        if not flow.work(engine, lambda: datetime.now(UTC), settings.exports, until=datetime.fromtimestamp(soon, UTC)):
             if time.monotonic() - began < 1:
                 time.sleep(1)  # mail of theirs is on the wire
             else:

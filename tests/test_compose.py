@@ -26,7 +26,7 @@ BRAND = {
     "postal_address": "1 Sample Street",
     "color": "#2f6f4f",
 }
-FOOT = '<mj-text><a href="{{ mail.unsubscribe_url }}">Stop</a> {{ brand.postal_address }}</mj-text>'
+FOOT = '<mj-text><a href="{{ mail.unsubscribe_url }}">Stop</a> {{ brand.name }}, {{ brand.postal_address }}</mj-text>'
 
 
 def section(content: str) -> str:

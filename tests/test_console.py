@@ -42,6 +42,8 @@ PAGES = (
     "/console/tasks?show=done",
     "/console/inbound",
     "/console/inbound?state=aside&kind=bounce",
+    "/console/privacy",
+    "/console/privacy?search=a@example.org",
     "/console/responses",
     "/console/responses?days=30&survey=nps",
 )
@@ -398,6 +400,21 @@ def test_a_hold_is_put_and_released_by_forms_that_cannot_be_forged(staff, databa
     assert staff.post(where, data={"kind": "account", "key": "acct-00001"}).status_code == 400 and holds() == 1
     data = {"csrf_token": token_of(staff), "kind": "account", "key": "acct-00001"}
     assert staff.post(where, data=data).status_code == 303 and holds() == 0
+
+
+def test_a_person_is_exported_and_erased_from_their_page(staff, database_engine, seeded):
+    data = {"key": "u-1-0", "again": "u-1-0", "csrf_token": token_of(staff)}
+    download = staff.get("/console/privacy/export?contact=u-1-0")
+    assert download.mimetype == "application/zip" and "u-1-0" not in download.headers["Content-Disposition"]
+    assert download.get_data()[:2] == b"PK"
+    assert staff.post("/console/privacy/erase", data={**data, "csrf_token": "x"}).status_code == 400
+    assert staff.post("/console/privacy/erase", data={**data, "again": "u-1"}).status_code == 400
+    assert staff.get("/console/contacts/u-1-0").status_code == 200
+    answer = staff.post("/console/privacy/erase", data=data)
+    assert answer.status_code == 303
+    shown = page(staff, answer.headers["Location"])
+    assert not shown.problems and "At work" in shown.text and "u-1-0" not in shown.text
+    assert staff.get("/console/contacts/u-1-0").status_code == 404
 
 
 @pytest.mark.parametrize("change", [{"key": "nobody"}, {"days": "1000"}, {"kind": ""}, {"reason": "x" * 201}])

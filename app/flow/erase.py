@@ -8,7 +8,7 @@ events count once (invariant 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,6 @@ from app.errors import InputError, NotFound, StartError
 from app.flow import tombstones
 from app.flow.ingest import Own, raise_own
 from app.models import decision, erasure
-from app.queue import Bells
 from app.rules.facts import partition_of
 
 BATCH = 500
@@ -34,13 +33,13 @@ ERASED = "Erased"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one table is erased. `what` says it in words. `take` is a statement that erases at most `:limit` rows and says how many by its
-    row count, or a function that does the same; None where the row of the person itself, or a foreign key, sees to it. A table that this
+    """How one table is erased. `what` says it in words. `take` are statements that erase at most `:limit` rows each and say how many by
+    their row count, each by an index of its own, or a function that does the same; None where it was done at once. A table that this
     database does not have is passed over."""
 
     table: str
     what: str
-    take: str | Callable[[Connection, dict[str, Any]], int] | None = None
+    take: tuple[str, ...] | Callable[[Connection, dict[str, Any]], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def request(conn: Connection, kind: str, key: str, by: str, now: datetime) -> Re
     return receipt(conn, made["id"])
 
 
-def work(engine: Engine, clock: Callable[[], datetime], bells: Bells, exports: Path, *, until: datetime | None = None) -> int:
+def work(engine: Engine, clock: Callable[[], datetime], exports: Path, *, until: datetime | None = None) -> int:
     """Goes on with every erasure that has not finished, until all have, or until that moment. Returns how many finished. An erasure whose
     mail is on the wire at this moment is left for the next call. Safe to run anywhere at the same time."""
     finished, waiting = 0, []
@@ -93,7 +92,6 @@ def work(engine: Engine, clock: Callable[[], datetime], bells: Bells, exports: P
             waiting.append(row.id)
         elif done:
             finished += 1
-        bells.deliver()
     return finished
 
 
@@ -143,7 +141,7 @@ def _forget_contacts(conn: Connection, ids: Sequence[int], now: datetime) -> dic
     conn.execute(text("update account set pruned_at = :now where id = any(:ids)"), {"now": now, "ids": accounts})
     shared = sorted(set(people) & set(conn.execute(text("select person from contact where person = any(:p)"), {"p": people}).scalars()))
     tombstones.bury(conn, people, now)
-    _stop(conn, "contact_id = any(:ids)", {"ids": list(ids)}, now)
+    _stop(conn, "account_id = any(:around) and contact_id = any(:ids)", {"ids": list(ids), "around": list(accounts)}, now)
     full = [" ".join(name for name in (row.first_name, row.last_name) if name) for row in rows]
     return {
         "contacts": list(ids),
@@ -229,7 +227,10 @@ def _step(conn: Connection, row: Any, now: datetime, exports: Path) -> bool | No
         if rule.take is None or not conn.execute(text("select to_regclass(:name)"), {"name": rule.table}).scalar():
             continue
         given = {**_parameters(target), "limit": BATCH}
-        number = rule.take(conn, target) if callable(rule.take) else conn.execute(text(rule.take), given).rowcount
+        if callable(rule.take):
+            number = rule.take(conn, target)
+        else:
+            number = next((done for one in rule.take if (done := conn.execute(text(one), given).rowcount)), 0)
         if number:
             counts[rule.table] = counts.get(rule.table, 0) + number
             _note(conn, row.id, counts, target)
@@ -373,6 +374,8 @@ def _receipt(row: Any) -> Receipt:
 
 _THEIRS = "(contact_id = any(:contacts) or account_id = any(:accounts))"
 _THEIR_MESSAGES = f"(select id from message where {_THEIRS})"
+# The same, by the accounts that a contact belonged to: for tables without an index of contacts.
+_AT_THEIRS = "((account_id = any(:around) and contact_id = any(:contacts)) or account_id = any(:accounts))"
 _NAMED = (
     "exists (select from unnest(cast(:needles as text[])) n where jsonb_path_exists({}, '$.** ? (@ == $n)', jsonb_build_object('n', n)))"
 )
@@ -393,86 +396,112 @@ RULES: tuple[Rule, ...] = (
     Rule("membership", "deleted", _members),
     Rule("message", "kept as a number: values, subject, links and the relay's words deleted, the address made a keyed hash", _messages),
     Rule(
-        "outbox", "deleted", _delete("outbox", f"message_id in {_THEIR_MESSAGES} or message_id in (select id from effect where {_THEIRS})")
+        "outbox",
+        "deleted",
+        (
+            _delete("outbox", f"message_id in {_THEIR_MESSAGES}"),
+            _delete("outbox", f"message_id in (select id from effect where {_AT_THEIRS})"),
+        ),
     ),
-    Rule("reservation", "deleted", _delete("reservation", f"account_id = any(:accounts) or message_id in {_THEIR_MESSAGES}")),
-    Rule("hit", "deleted", _delete("hit", f"message_id in {_THEIR_MESSAGES}")),
+    Rule(
+        "reservation",
+        "deleted",
+        (_delete("reservation", "account_id = any(:accounts)"), _delete("reservation", f"message_id in {_THEIR_MESSAGES}")),
+    ),
+    Rule("hit", "deleted", (_delete("hit", f"message_id in {_THEIR_MESSAGES}"),)),
     Rule(
         "delivery_event",
         "kept as a number: details deleted",
-        _update("delivery_event", "detail = '{}'", f"detail <> '{{}}' and message_id in {_THEIR_MESSAGES}"),
+        (_update("delivery_event", "detail = '{}'", f"detail <> '{{}}' and message_id in {_THEIR_MESSAGES}"),),
     ),
-    Rule("response", "kept as a number: the comment deleted", _update("response", "comment = null", f"comment is not null and {_THEIRS}")),
+    Rule(
+        "response",
+        "kept as a number: the comment deleted",
+        (_update("response", "comment = null", f"comment is not null and message_id in {_THEIR_MESSAGES}"),),
+    ),
     Rule(
         "response_revision",
         "kept as a number: the comment deleted",
-        _update("response_revision", "comment = null", f"comment is not null and response_id in (select id from response where {_THEIRS})"),
+        (
+            _update(
+                "response_revision",
+                "comment = null",
+                f"comment is not null and response_id in (select id from response where message_id in {_THEIR_MESSAGES})",
+            ),
+        ),
     ),
     Rule(
         "decision",
         "deleted",
-        _delete("decision", f"({_THEIRS} and reason <> 'erased') or (account_id = any(:around) and {_NAMED.format('evidence')})"),
+        (
+            _delete("decision", f"{_THEIRS} and reason <> 'erased'"),
+            _delete("decision", f"account_id = any(:around) and {_NAMED.format('evidence')}"),
+        ),
     ),
     Rule("enrollment", "kept as a number: what it entered by and remembers deleted", _enrollments),
     Rule(
         "effect",
         "kept as a number: what it said deleted",
-        _update(
-            "effect",
-            "payload = '{}', reply = null",
-            f"payload <> '{{}}' and ({_THEIRS} or (account_id = any(:around) and {_TOLD.format('payload::text')}))",
+        tuple(
+            _update("effect", "payload = '{}', reply = null", f"payload <> '{{}}' and {whose}")
+            for whose in (_AT_THEIRS, f"account_id = any(:around) and {_TOLD.format('payload::text')}")
         ),
     ),
     Rule(
         "task",
         "kept as a number: what it said deleted",
-        _update(
-            "task",
-            f"title = '{ERASED}', note = '', outcome = null, contact_id = null",
-            f"title <> '{ERASED}' and ({_THEIRS} or (account_id = any(:around) and {_TOLD.format(_SAID_BY_TASK)}))",
+        tuple(
+            _update("task", f"title = '{ERASED}', note = '', outcome = null, contact_id = null", f"title <> '{ERASED}' and {whose}")
+            for whose in (_AT_THEIRS, f"account_id = any(:around) and {_TOLD.format(_SAID_BY_TASK)}")
         ),
     ),
     Rule("usage_person", "kept as a number under a random name", _usage_people),
-    Rule("usage_day", "deleted with an account", _delete("usage_day", "account_id = any(:accounts)")),
-    Rule("milestone", "deleted with an account", _delete("milestone", "account_id = any(:accounts)")),
-    Rule("stage_history", "deleted with an account", _delete("stage_history", "account_id = any(:accounts)")),
-    Rule("health_score", "deleted with an account", _delete("health_score", "account_id = any(:accounts)")),
-    Rule("hold", "deleted", _delete("hold", _THEIRS)),
+    Rule("usage_day", "deleted with an account", (_delete("usage_day", "account_id = any(:accounts)"),)),
+    Rule("milestone", "deleted with an account", (_delete("milestone", "account_id = any(:accounts)"),)),
+    Rule("stage_history", "deleted with an account", (_delete("stage_history", "account_id = any(:accounts)"),)),
+    Rule("health_score", "deleted with an account", (_delete("health_score", "account_id = any(:accounts)"),)),
+    Rule("hold", "deleted", (_delete("hold", _THEIRS),)),
     Rule(
         "event_pending",
         "deleted",
-        _delete("event_pending", "(contact_key = any(:keys) or account_key = any(:account_keys)) and received_at <= :at"),
+        (_delete("event_pending", "(contact_key = any(:keys) or account_key = any(:account_keys)) and received_at <= :at"),),
     ),
     Rule(
         "event",
         "deleted; the keys by which events count once stay",
-        _delete(
-            "event",
-            f"(contact_key = any(:keys) or account_key = any(:account_keys) or (account_key in (select external_id from account "
-            f"where id = any(:around)) and {_NAMED.format('properties')})) and received_at <= :at",
+        tuple(
+            _delete("event", f"{whose} and received_at <= :at")
+            for whose in (
+                "contact_key = any(:keys)",
+                "account_key = any(:account_keys)",
+                f"account_key = any(array(select external_id from account where id = any(:around))) and {_NAMED.format('properties')}",
+            )
         ),
     ),
     Rule(
         "parked",
         "deleted",
-        _delete("parked", f"contact_key = any(:keys) or account_key = any(:account_keys) or {_TOLD.format('traceback')}"),
+        (_delete("parked", f"contact_key = any(:keys) or account_key = any(:account_keys) or {_TOLD.format('traceback')}"),),
     ),
-    Rule(
-        "account",
-        "kept as a number under a random name; of the account of an erased contact, what it remembers of them deleted",
-        _candidates,
-    ),
+    Rule("account", "kept as a number under a random name; what the account of an erased contact remembers of them deleted", _candidates),
     Rule("contact", "kept as a number under a random name, at once"),
     Rule("contact_alias", "deleted at once"),
     Rule("suppression", "put under a keyed hash of the address, at once"),
     Rule("consent", "deleted at once"),
     Rule("tombstone", "the keyed hash itself"),
     Rule("erasure", "the names deleted when it has finished"),
-    Rule("hook_call", "deleted", _delete("hook_call", f"message_id in {_THEIR_MESSAGES} or {_TOLD.format('raw')}")),
+    Rule(
+        "hook_call",
+        "deleted",
+        (_delete("hook_call", f"message_id in {_THEIR_MESSAGES}"), _delete("hook_call", _TOLD.format("raw"))),
+    ),
     Rule(
         "inbound_mail",
         "deleted",
-        _delete("inbound_mail", f"message_id in {_THEIR_MESSAGES} or lower(sender) = any(:needles) or lower(author) = any(:needles)"),
+        (
+            _delete("inbound_mail", f"message_id in {_THEIR_MESSAGES}"),
+            _delete("inbound_mail", "lower(sender) = any(:needles) or lower(author) = any(:needles)"),
+        ),
     ),
 )
 
@@ -516,9 +545,4 @@ from unnest(%(ids)s::uuid[], %(people)s::text[]) as r(i, p) where m.id = r.i"""
 _RENAME_PEOPLE = """
 update usage_person u set contact_key = r.h from unnest(%(keys)s::text[], %(husks)s::text[]) as r(k, h)
 where u.contact_key = r.k and u.day <= %(day)s::date"""
-_WHOLE_ENROLLMENTS = _update("enrollment", "entry = '{}', position = '{}'", f"{_THEIRS} and (entry <> '{{}}' or position <> '{{}}')")
-
-
-def unfinished(conn: Connection) -> Iterable[Receipt]:
-    """Erasures that are still at work."""
-    return [_receipt(row) for row in conn.execute(text(_RECEIPT + " where finished_at is null order by requested_at"))]
+_WHOLE_ENROLLMENTS = _update("enrollment", "entry = '{}', position = '{}'", f"{_AT_THEIRS} and (entry <> '{{}}' or position <> '{{}}')")

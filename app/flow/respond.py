@@ -31,6 +31,7 @@ PAUSE_LASTS = timedelta(days=30)
 COMMENT_LENGTH = 4000
 REVISIONS_PER_HOUR = 12
 
+_WHOLLY = (ALL, "manual")
 _FOR_GOOD = ("bounced", "soft_limit", "complained")
 _lifecycles: dict[str, Lifecycle] = {}
 
@@ -157,7 +158,7 @@ def lifecycle_in_force(conn: Connection) -> tuple[str, Lifecycle] | None:
 def choices(conn: Connection, message: Message, now: datetime) -> Choices:
     """What the people of `message` get at present. Reads only."""
     rows = conn.execute(_SUPPRESSED, {"people": list(message.people)}).all()
-    barred = next((row.reason for row in rows if row.reason in _FOR_GOOD or (row.reason != "unsubscribed" and row.scope == ALL)), None)
+    barred = next((row.reason for row in rows if row.reason in _FOR_GOOD or (row.reason != "unsubscribed" and row.scope in _WHOLLY)), None)
     said = consents.last_words(conn, message.people, [OPEN_TRACKING, CLICK_TRACKING])
     until = conn.execute(_PAUSED, {"people": list(message.people), "reason": PAUSED, "now": now}).scalar()
     found = lifecycle_in_force(conn)

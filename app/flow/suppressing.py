@@ -25,8 +25,10 @@ from app.models import suppression
 from app.rules.identity import normalise
 from app.rules.lifecycle import TRANSACTIONAL
 
-REASONS = ("unsubscribed", "manual", "complained", "bounced")
-WHOLLY = ("manual", "complained", "bounced")  # as scopes: nothing at all goes, not even transactional mail
+REASONS = ("unsubscribed", "manual", "complained", "bounced", "soft_limit")
+# The scope in which such a reason stops everything, transactional mail too.
+STOPS = {"manual": "manual", "complained": "complained", "bounced": "bounced", "soft_limit": "bounced"}
+WHOLLY = tuple(dict.fromkeys(STOPS.values()))
 COLUMNS = ("email", "scope", "reason", "since")
 FILE_BYTES, FILE_ROWS, CHUNK = 50 * 2**20, 1_000_000, 2000
 EVIDENCE = 500
@@ -246,11 +248,11 @@ def _checked_scope(scope: str, reason: str, topics: frozenset[str]) -> str:
         raise InputError(f"must be one of {', '.join(REASONS)}", "reason")
     if scope == TRANSACTIONAL:
         raise InputError("transactional mail has no opt-out; the reason manual stops all of it", "scope")
-    if scope in WHOLLY and scope != reason:
+    if scope in WHOLLY and scope != STOPS.get(reason):
         raise InputError(f"{scope} is the scope of the reason {scope}", "scope")
     if scope != ALL and scope not in topics and scope not in WHOLLY:
         raise InputError(f"must be all or a topic: {', '.join(sorted(topics))}", "scope")
-    return reason if scope == ALL and reason in WHOLLY else scope
+    return STOPS[reason] if scope == ALL and reason in STOPS else scope
 
 
 def _shown(row: Any) -> dict[str, Any]:

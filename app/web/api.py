@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from pydantic_core import to_json
 from sqlalchemy import Connection
 
-from app.errors import InputError
+from app.errors import InputError, StartError
 from app.flow import access, consents, enrolling, erase, export, holding, retain, suppressing
 from app.flow.explain import explain, read_moment
 from app.flow.publish import book
@@ -471,7 +471,10 @@ def _answer(**ids: str) -> Response:
 
 
 def _erase(conn: Connection, kind: str, key: str) -> dict[str, Any]:
-    asked = erase.request(conn, kind, key, _who(), g.now)
+    try:
+        asked = erase.request(conn, kind, key, _who(), g.now)
+    except StartError as error:
+        abort(problem(503, str(error), headers={"Retry-After": "5"}))
     here().bells.tidy()
     return asked.plain()
 

@@ -354,7 +354,7 @@ SCHEMAS: dict[str, Schema] = {
         "properties": {
             "email": TEXT,
             "scope": {**TEXT, "description": "all, or a topic."},
-            "reason": {"type": "string", "enum": ["unsubscribed", "manual", "complained", "bounced"]},
+            "reason": {"type": "string", "enum": ["unsubscribed", "manual", "complained", "bounced", "soft_limit"]},
             "note": {**TEXT, "maxLength": 500},
         },
     },
