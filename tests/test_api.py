@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from math import fsum
 from urllib.parse import quote
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from openapi_spec_validator import validate
 from sqlalchemy import text
 
 from app.flow import access
+from app.models import consent, erasure, suppression
 from app.web.api import OPERATIONS
 from app.web.openapi import PREFIX, page_of
 from tests.conftest import dsn
@@ -64,7 +66,26 @@ def test_every_answer_is_as_described(api, described, seeded, app):
     with app.extensions["nurture"].engine.begin() as conn:
         message = conn.execute(text("select m.id from message m join hit h on h.message_id = m.id limit 1")).scalar_one()
         task = conn.execute(text("select id from task where state = 'open' limit 1")).scalar_one()
-    ids = {"account": seeded[1], "contact": "u-1-0", "campaign": "onboarding/first-value", "message": str(message), "task": str(task)}
+        person = conn.execute(text("select person from contact where external_id = 'u-1-0'")).scalar_one()
+        conn.execute(suppression.insert().values(person=person, scope="all", reason="manual", created_at=NOW))
+        conn.execute(consent.insert().values(person=person, purpose="all", granted=False, at=NOW, method="page"))
+        done = {
+            "id": uuid4(),
+            "kind": "contact",
+            "subject": "erased:x",
+            "requested_at": NOW,
+            "requested_by": "operator",
+            "finished_at": NOW,
+        }
+        conn.execute(erasure.insert().values(**done))
+    ids = {
+        "erasure": str(done["id"]),
+        "account": seeded[1],
+        "contact": "u-1-0",
+        "campaign": "onboarding/first-value",
+        "message": str(message),
+        "task": str(task),
+    }
     asked = 0
     for one in OPERATIONS.values():
         if one.method != "GET":
@@ -72,7 +93,7 @@ def test_every_answer_is_as_described(api, described, seeded, app):
         path = one.path
         for name, value in ids.items():
             path = path.replace(f"{{{name}}}", quote(value, safe="/"))
-        answer = api(path)
+        answer = api(path, scope=one.scope)
         assert answer.status_code == 200, (path, answer.get_data(as_text=True))
         assert answer.mimetype == "application/json"
         schema = page_of(one.returns) if one.paged else {"$ref": f"#/components/schemas/{one.returns}"}

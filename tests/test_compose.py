@@ -208,10 +208,10 @@ def test_the_text_part_reads_like_text():
 def test_a_template_may_stand_alone_but_brings_the_legal_parts():
     alone = f"<mjml><mj-body>{section('<p>Hi</p>')}<mj-section><mj-column>{FOOT}</mj-column></mj-section></mj-body></mjml>"
     mail = rendered(alone)
-    assert "Acorn" not in mail.html and "1 Sample Street" in mail.text
+    assert "Choose what you get" not in mail.html and "1 Sample Street" in mail.text
     bare = f"<!-- mine -->\n<mjml><mj-body>{section('<p>Hi</p>')}</mj-body></mjml>"
     found = " ".join(problems(bare))
-    assert "unsubscribe link is missing" in found and "postal address is missing" in found
+    assert "unsubscribe link is missing" in found and "postal address is missing" in found and "nothing says who sends" in found
 
 
 def test_a_survey_gets_its_scale_appended_and_its_question_escaped():

@@ -52,9 +52,16 @@ def test_each_bell_is_a_job_that_rq_can_read(bells, client):
     bells.settle()
     bells.hooks()
     bells.recover()
+    bells.tidy()
     assert waiting(client, "advance") == [("app.jobs.advance", 3), ("app.jobs.advance", 7)]
     assert waiting(client, "deliver") == [("app.jobs.deliver",)]
-    assert waiting(client, "chores") == [("app.jobs.assess",), ("app.jobs.settle",), ("app.jobs.hooks",), ("app.jobs.recover",)]
+    assert waiting(client, "chores") == [
+        ("app.jobs.assess",),
+        ("app.jobs.settle",),
+        ("app.jobs.hooks",),
+        ("app.jobs.recover",),
+        ("app.jobs.tidy",),
+    ]
     assert {queue.name for queue in Queue.all(connection=client)} == {"advance", "deliver", "chores"}
     job = Job.fetch(Queue("deliver", connection=client).job_ids[0], connection=client, serializer=JSONSerializer)
     assert (job.timeout, job.result_ttl, job.failure_ttl, job.retries_left) == (120, 0, 60, None)
@@ -127,6 +134,9 @@ def test_a_redis_that_is_frozen_or_down_neither_raises_nor_stalls(tmp_path):
 @pytest.fixture
 def conn(engine):
     with engine.begin() as conn:
+        conn.execute(
+            text("insert into retention_run (day, started_at, finished_at) values (:day, :at, :at)"), {"day": NOW.date(), "at": NOW}
+        )
         yield conn
 
 
