@@ -36,8 +36,9 @@ class Rule:
 def _of(table: str, key: str, where: str, order: str, change: str = "") -> str:
     """Deletes a batch, or changes it by `change`: then what was changed stays, and the next batch begins where this one ended."""
     place = f"cast(:after as {'bigint' if order == 'id' else 'timestamptz'})"
-    going_on = f" and (cast(:after as text) is null or {order} >= {place})" if change else " and cast(:after as text) is null"
-    found = f"select {key} from {table} where {where}{going_on} order by {order} limit :limit"
+    # What is deleted needs no order: without one the oldest, which stand together, are found by the index of their times.
+    going_on = f" and (cast(:after as text) is null or {order} >= {place}) order by {order}" if change else ""
+    found = f"select {key} from {table} where {where}{going_on} limit :limit"
     return f"{change or f'delete from {table}'} where {key} = any(array({found})) returning {order if change else 'null'}"
 
 
@@ -138,7 +139,8 @@ def work(engine: Engine, clock: Callable[[], datetime], *, until: datetime | Non
             with engine.begin() as conn:
                 conn.exec_driver_sql("set local synchronous_commit = off")
                 conn.exec_driver_sql("set local lock_timeout = '2s'")
-                places = conn.execute(text(rule.take), {"until": oldest, "limit": BATCH, "after": after}).scalars().all()
+                given = {"until": oldest, "limit": BATCH} | ({"after": after} if ":after" in rule.take else {})
+                places = conn.execute(text(rule.take), given).scalars().all()
                 number = len(places)
                 after = str(max(places)) if places and places[0] is not None else None
                 if number:
