@@ -301,6 +301,8 @@ def _overdue_lines(waiting: Sequence[Any]) -> Iterator[str]:
     for one in waiting:
         if one.what == "message":
             yield f"    {one.count:>6} messages of {one.step} wait to be sent, the oldest since {_at(one.oldest)}"
+        elif one.what != "timer":
+            yield f"    {one.count:>6} {one.what}s of {one.step} wait to be done, the oldest since {_at(one.oldest)}"
         else:
             then = f"to {one.then}" if one.then else "to the end"
             yield f"    {one.count:>6} at {one.step} go on {then}, the first due {_at(one.oldest)}"
@@ -314,6 +316,8 @@ def _changed_lines(done: Any) -> Iterator[str]:
         yield f"{done.skipping} go on without what was overdue."
     if done.messages:
         yield f"{done.messages} messages {'are due now' if done.overdue == 'send' else 'are skipped'}."
+    if done.effects:
+        yield f"{done.effects} alerts, webhooks and tasks {'are due now' if done.overdue == 'send' else 'are skipped'}."
     undo = {"paused": "nurture resume", "live": "nurture pause", "archived": "nurture mode"}.get(done.after)
     if undo and (done.before, done.after) != ("shadow", "live"):
         yield f"Back: {undo} {done.campaign}{' paused' if done.after == 'archived' else ''}"

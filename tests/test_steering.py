@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -11,14 +12,18 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from app.errors import InputError, NotFound
+from app.flow import notify
+from app.flow.channels import set_channel
 from app.flow.deliver import Limits
 from app.flow.deliver import run as deliver
+from app.flow.reading.tasks import tasks
 from app.flow.steering import find_campaign, overdue, set_mode
-from app.models import campaign, decision, enrollment, event, event_pending, message
+from app.models import campaign, decision, effect, enrollment, event, event_pending, message, task
 from app.providers.memory import MemoryTransport
-from app.queue import Bells
+from app.providers.outgoing import Caller
+from app.queue import Bells, find_due
 from app.rules.modes import FOLLOWS
-from tests.stories import at, group, identify, post, publish_campaigns, run, track
+from tests.stories import LIFECYCLE, at, group, identify, post, publish_campaigns, run, track
 
 QUICK = Limits(poll=0.02, gather=0.0, patience=(0.05,), back_off=1.0, heartbeat=0.2, farewell=0.5)
 KEY = "onboarding/welcome"
@@ -282,6 +287,128 @@ def test_who_is_being_advanced_is_waited_for(paused):
         assert not done.wait(0.3)
     thread.join()
     assert done.is_set()
+
+
+# Alerts, webhooks and tasks ------------------------------------------------------------------------------------------
+
+STAFF = """
+name: Staff
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: setup, wait_for: {event: set_up, timeout: 30d}}
+  - {id: tell, alert: {to: owner, text: "{{ account.name }} is ready"}}
+  - {id: crm, webhook: {to: crm}}
+  - {id: call, task: {title: "Call {{ account.name }}", due: 2d}}
+  - {id: rest, wait: 90d}
+"""
+
+
+class Staff(World):
+    """Three accounts in a campaign that tells staff as soon as something happens, which happens during a pause."""
+
+    def __init__(self, engine, settings, root):
+        super().__init__(engine, settings, root)
+        publish_campaigns(engine, root, {KEY: STAFF}, lifecycle=LIFECYCLE + "channels: {crm: The CRM}\n")
+        with engine.begin() as conn:
+            set_channel(conn, settings, "crm", "email", "crm@example.com", at())
+
+    def set_up(self, *keys, moment):
+        post(self.engine, *[track("set_up", f"{key}-admin", key) for key in keys], now=at(moment), name=f"set-up-{moment}")
+        self.settle(moment)
+
+    def settle(self, moment):
+        super().settle(moment)
+        notify.run(self.engine, self.settings, uuid4(), lambda: at(moment), Bells(None), transport=self.transport)
+
+    def staff(self):
+        return dict(self.rows(effect.c.kind, effect.c.state)) | {"task": self.rows(task.c.state, task.c.due_at)}
+
+
+@pytest.fixture
+def staff(engine, settings, tmp_path):
+    world = Staff(engine, settings, tmp_path / "campaigns")
+    items = [
+        group("acorn", "acorn-admin", name="Acorn", owner={"name": "Olu", "email": "olu@example.com"}),
+        track("signed_up", "acorn-admin", "acorn"),
+    ]
+    post(engine, *items, now=at())
+    world.settle("0s")
+    world.mode("paused", "1h")
+    world.set_up("acorn", moment="2h")
+    return world
+
+
+def test_a_pause_freezes_alerts_webhooks_and_tasks(staff):
+    staff.settle("3d")
+    assert staff.transport.letters == []
+    assert staff.staff() == {"alert": "frozen", "webhook": "frozen", "task": [("frozen", at("2h") + timedelta(days=2))]}
+    assert staff.waiting("3d") == [("task", "call", 1, None), ("webhook", "crm", 1, None), ("alert", "tell", 1, None)]
+    said = staff.rows(decision.c.gate, decision.c.verdict, decision.c.reason, decision.c.step_id)
+    assert [one for one in said if one[0] == "campaign"] == [
+        ("campaign", "wait", "campaign_paused", step) for step in ("call", "crm", "tell")
+    ]
+    with staff.engine.connect() as conn:
+        assert tasks(conn, at("3d"), state="all").items == []
+        assert not find_due(conn, at("3d")).effects
+    with pytest.raises(InputError, match="3 are overdue"):
+        staff.mode("live", "3d")
+
+
+def test_resume_and_send_does_what_was_frozen(staff):
+    assert staff.mode("live", "3d", choice="send").effects == 3
+    staff.settle("3d")
+    assert [one.recipient for one in staff.transport.letters] == ["olu@example.com"]
+    assert staff.staff()["alert"] == "done" and staff.staff()["task"] == [("open", at("5d"))]
+    assert ("effect", "yes", "task_made") in staff.rows(decision.c.gate, decision.c.verdict, decision.c.reason)
+    staff.settle("4d")
+    assert len(staff.transport.letters) == 1
+
+
+@pytest.mark.parametrize(("choice", "state"), [("skip", "active"), ("exit", "exited")])
+def test_what_was_frozen_is_skipped(staff, choice, state):
+    done = staff.mode("live", "3d", choice=choice)
+    assert (done.effects, done.leaving) == (3, int(state == "exited"))
+    staff.settle("3d")
+    reason = {"skip": "skipped_on_resume", "exit": "exited_on_resume"}[choice]
+    assert staff.transport.letters == [] and staff.rows(effect.c.state, effect.c.reason) == [("skipped", reason)] * 2
+    assert staff.rows(task.c.state) == [("skipped",)]
+    assert [row[0] for row in states(staff)] == [state]
+    assert [row for row in staff.rows(decision.c.reason, decision.c.step_id) if row[0] == reason and row[1] in ("tell", "crm", "call")]
+
+
+def test_what_waits_for_another_attempt_freezes_and_has_its_whole_time_again(staff):
+    staff.mode("live", "3h", choice="send")
+    staff.transport.fail("connect", "temp")
+    staff.settle("3h")
+    assert staff.staff()["alert"] == "due" and staff.rows(effect.c.attempts, effect.c.kind)[-1] == (1, "alert")
+    staff.mode("paused", "4h")
+    assert staff.staff()["alert"] == "frozen"
+    staff.settle("3d")
+    staff.mode("live", "3d", choice="send")
+    staff.transport.fail("connect", "temp")
+    staff.settle("3d")
+    assert staff.staff()["alert"] == "due"  # not given up, though it was made three days ago
+    staff.settle("4d")
+    assert staff.staff()["alert"] == "done" and len(staff.transport.letters) == 1
+
+
+def test_archiving_everybody_out_skips_what_is_frozen(staff):
+    assert staff.mode("archived", "3d", leave=True).effects == 3
+    assert set(staff.rows(effect.c.state, effect.c.reason)) == {("skipped", "archived")}
+
+
+def test_an_effect_that_was_claimed_when_its_campaign_was_paused_is_frozen(staff):
+    """Its claim is void, and the worker that had it sends nothing."""
+    staff.mode("live", "3h", choice="send")
+    with staff.engine.begin() as conn:
+        (row, *others) = notify.claim(conn, uuid4(), at("3h"), 10)
+    staff.mode("paused", "3h")
+    desk = notify.Desk(staff.engine, staff.settings, lambda: at("3h"), Caller(), staff.transport)
+    assert [desk.do(one) for one in (row, *others)] == [False, False] and staff.transport.begun == []
+    assert staff.rows(effect.c.state, effect.c.claim) == [("frozen", None)] * 2
+    assert staff.mode("live", "4h", choice="skip").effects == 2
 
 
 # Shadow, live, archived ----------------------------------------------------------------------------------------------

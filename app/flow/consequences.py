@@ -335,7 +335,8 @@ def _write_effects(conn: Connection, batch: Batch, contacts: Mapping[str, int]) 
             tasks.append(row | wording.task(one, account))
         else:
             payload = wording.payload(one, account, batch.book.versions[one.version].campaign.name)
-            effects.append(row | {"kind": one.kind, "payload": payload, "due_at": one.created_at, "state": one.state})
+            reason = "campaign_paused" if one.state == "frozen" else None
+            effects.append(row | {"kind": one.kind, "payload": payload, "due_at": one.created_at, "state": one.state, "reason": reason})
     insert_rows(conn, effect, effects, conflict="do nothing")
     insert_rows(conn, task, tasks, conflict="do nothing")
 

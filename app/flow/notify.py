@@ -2,6 +2,8 @@
 
     claim, commit ─▶ channel, text ─▶ the wire ─▶ settle        one thread for each, as many claims as there are threads
 
+What belongs to a paused campaign is frozen instead (`flow.frozen`): its mode is read at the last moment.
+
 An alert goes out at most once: whatever may have been taken is `unknown` and stays so. A webhook goes out until it is answered, always
 under the same id, by which receivers know it again (Standard Webhooks).
 """
@@ -29,7 +31,7 @@ from sqlalchemy import Connection, Engine, Row
 from app.config import PRODUCT, VERSION, Settings
 from app.db import insert_rows
 from app.errors import CallError, RenderSkip, SendError
-from app.flow import claims, mime, publish
+from app.flow import claims, frozen, mime, publish
 from app.flow.channels import Channel, Sealed, find_channels
 from app.flow.claims import Heartbeat
 from app.flow.composing.filters import one_line
@@ -157,9 +159,12 @@ class Desk:
     def do(self, row: Row) -> bool:
         """One effect, from its claim to its settlement. Returns whether it was taken."""
         try:
-            with self.engine.connect() as conn:
-                if not conn.exec_driver_sql(_STILL_OURS, {"id": row.id, "claim": row.claim}).scalar():
+            with self.engine.begin() as conn:
+                paused = conn.exec_driver_sql(_STILL_OURS, {"id": row.id, "claim": row.claim}).scalar()
+                if paused is None:
                     return False  # believed dead and taken over, before anything went out
+                if paused and frozen.freeze_claimed(conn, row, self.clock()):
+                    return False
                 lifecycle = publish.book(conn).lifecycle
                 result = channel = self._channel(conn, row)
                 signers = signers_now(conn, self.settings)
@@ -194,10 +199,10 @@ class Desk:
                 return Result(DONE, self._mailed(row, channel, lifecycle, signers))
             answer = _post(self.caller, channel, self._words(row), self._data(row), f"msg_{row.id.hex}", now)
             named = _retry_after(answer.headers.get("retry-after"), now)
-            end = answered(answer.status, named, repeats, row.id, attempts, self.clock(), row.created_at)
+            end = answered(answer.status, named, repeats, row.id, attempts, self.clock(), row.since)
             return Result(end, f"{answer.status} {_said(answer)}".strip(), evidence={"status": answer.status})
         except CallError as error:
-            end = unanswered(error.outcome, repeats, row.id, attempts, self.clock(), row.created_at)
+            end = unanswered(error.outcome, repeats, row.id, attempts, self.clock(), row.since)
             return Result(end, str(error)[:REPLY_KEPT], called=error.outcome != "refused")
         except SendError as error:
             end = _not_mailed(error, row, attempts, self.clock())
@@ -208,7 +213,7 @@ class Desk:
             # A fault of our own. An alert may be out already; a webhook is known again (invariants 4 and 12).
             log.exception("effect %s could not be done", row.id)
             return Result(
-                unanswered("unknown", repeats, row.id, attempts, self.clock(), row.created_at), f"{type(error).__name__}: {error}"[:300]
+                unanswered("unknown", repeats, row.id, attempts, self.clock(), row.since), f"{type(error).__name__}: {error}"[:300]
             )
 
     def _mailed(self, row: Row, channel: Channel, lifecycle: Lifecycle, signers: Signers) -> str:
@@ -235,7 +240,7 @@ class Desk:
         return {"type": "campaign.alert", "timestamp": row.created_at.isoformat(), "data": data}
 
     def _later(self, row: Row) -> Ending:
-        return later(row.id, 1, self.clock(), row.created_at)
+        return later(row.id, 1, self.clock(), row.since)
 
     def _settled(self, row: Row, result: Result) -> bool:
         """Writes what became of it, waiting for a database that is away: nothing is sent again for that."""
@@ -374,7 +379,7 @@ async def _mail(transport: Transport, letter: Letter) -> str:
 def _not_mailed(error: SendError, row: Row, attempts: int, now: datetime) -> Ending:
     if error.outcome == "unknown":
         return Ending("unknown", "effect_unknown")
-    return Ending("failed", "effect_refused") if error.outcome == "perm" else later(row.id, attempts, now, row.created_at)
+    return Ending("failed", "effect_refused") if error.outcome == "perm" else later(row.id, attempts, now, row.since)
 
 
 def _retry_after(value: str | None, now: datetime) -> timedelta | None:
@@ -411,7 +416,7 @@ def _ledger(row: Row, at: datetime, end: Ending, evidence: Mapping[str, Any]) ->
 
 
 _COLUMNS = """f.id, f.kind, f.claim, f.enrollment_id, f.campaign_id, f.version_id, f.step_id, f.occurrence, f.account_id, f.contact_id,
-    f.payload, f.created_at, f.due_at, f.attempts, f.reason"""
+    f.payload, f.created_at, coalesce(f.resumed_at, f.created_at) as since, f.due_at, f.attempts, f.reason"""
 _ANY_DUE = "select exists (select from effect where state = 'due' and due_at <= %(now)s)"
 _CLAIM = f"""
 with durable as materialized (select set_config('synchronous_commit', 'on', true) as commit)
@@ -421,7 +426,9 @@ where durable.commit = 'on' and f.state = 'due' and f.id = any(array(
     select id from effect where state = 'due' and due_at <= %(now)s order by due_at limit %(limit)s for update skip locked
 ))
 returning {_COLUMNS}"""
-_STILL_OURS = "select exists (select from effect where id = %(id)s and claim = %(claim)s and state = 'claimed')"
+_STILL_OURS = """
+select k.mode = 'paused' from effect f join campaign k on k.id = f.campaign_id
+where f.id = %(id)s and f.claim = %(claim)s and f.state = 'claimed'"""
 _SETTLE = """
 update effect set state = %(state)s, reason = %(reason)s, due_at = coalesce(%(due)s, due_at), attempts = %(attempts)s,
     reply = coalesce(%(reply)s, reply),

@@ -6,7 +6,7 @@ timer: events (`nurture.enrollment_steered`) say what is to become of them, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, select, text
 
 from app.db import LOCK_PARTITION
 from app.errors import InputError, NotFound
-from app.flow import outcome
+from app.flow import frozen, outcome
 from app.flow.ingest import Own, raise_own
 from app.flow.publish import book, including
 from app.models import campaign, installation
@@ -28,8 +28,8 @@ RAISED_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """What fell due at one step of a paused campaign: `timer` (an enrollment goes on to `then`, None for the end) or `message` (it waits
-    to be sent). `oldest` is when the first of them fell due, or was made."""
+    """What fell due at one step of a paused campaign: `timer` (an enrollment goes on to `then`, None for the end), `message` (it waits
+    to be sent), or `alert`, `webhook`, `task` (it waits to be done). `oldest` is when the first of them fell due, or was made."""
 
     what: str
     step: str
@@ -40,7 +40,8 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class ModeChange:
-    """A mode that was changed, and what followed: enrollments that leave or skip, messages that were skipped or are due now."""
+    """A mode that was changed, and what followed: enrollments that leave or skip, messages and effects that were skipped or are due
+    now."""
 
     campaign: str
     before: str
@@ -49,6 +50,7 @@ class ModeChange:
     leaving: int = 0
     skipping: int = 0
     messages: int = 0
+    effects: int = 0
     partitions: frozenset[int] = frozenset()
 
 
@@ -71,6 +73,7 @@ def overdue(conn: Connection, key: str, now: datetime) -> list[Overdue]:
     found = [
         Overdue("message", step, count, oldest) for step, count, oldest in conn.exec_driver_sql(_WAITING, {"campaign": row.id, "now": now})
     ]
+    found += [Overdue(kind, step, count, oldest) for kind, step, count, oldest in frozen.waiting(conn, row.id, now)]
     timers = conn.exec_driver_sql(_TIMERS, {"campaign": row.id, "now": now}).all()
     known = including(conn, book(conn), {version for version, *_ in timers}) if timers else None
     steps: dict[tuple[str, str | None], tuple[int, datetime]] = {}
@@ -102,11 +105,14 @@ def set_mode(conn: Connection, key: str, mode: str, now: datetime, *, choice: st
     elif leave:
         steering.end_all()
     elif row.mode == "paused":
+        steering.stop_everybody()
         waiting = sum(one.count for one in overdue(conn, key, now))
         if waiting and choice is None:
             raise InputError(f"{waiting} are overdue: say whether to send, skip or exit them", "overdue")
         if waiting:
             steering.resume(choice)
+    elif mode == "paused":
+        frozen.freeze(conn, row.id, now)
     if row.mode == "paused":
         # Whoever ends a pause has seen why there was one.
         conn.exec_driver_sql(_RELEASE, {"campaign": row.id, "now": now})
@@ -122,11 +128,12 @@ class _Steering:
         self.partitions = conn.execute(select(installation.c.partitions)).scalar_one()
         # What makes the events of this change its own: no campaign leaves a mode twice that it entered once.
         self.since = (row.mode_at or now).isoformat()
-        self.leaving = self.skipping = self.messages = 0
+        self.leaving = self.skipping = self.messages = self.effects = 0
         self.ring: set[int] = set()
 
     def done(self, choice: str | None) -> ModeChange:
-        return ModeChange(self.row.key, self.row.mode, self.mode, choice, self.leaving, self.skipping, self.messages, frozenset(self.ring))
+        counts = {name: getattr(self, name) for name in ("leaving", "skipping", "messages", "effects")}
+        return ModeChange(self.row.key, self.row.mode, self.mode, choice, **counts, partitions=frozenset(self.ring))
 
     def end_shadow(self) -> None:
         reason = {"live": "went_live", "archived": "archived", "draft": "shadow_ended"}[self.mode]
@@ -135,22 +142,31 @@ class _Steering:
     def end_all(self) -> None:
         self.leaving = self._steer("exit", "archived", self._inside("true"))
         self.messages = self._skip_messages("archived", every=True)
+        self.effects = frozen.skip(self.conn, self.row.id, "archived", self.now, every=True)
+
+    def stop_everybody(self) -> None:
+        """Locks all partitions: nobody else changes an enrollment until the pause has ended, and nobody who still believes in it makes
+        an effect that would stay frozen."""
+        for number in range(self.partitions):
+            self.conn.execute(text("select pg_advisory_xact_lock(:space, :number)"), {"space": LOCK_PARTITION, "number": number})
 
     def resume(self, choice: str) -> None:
-        """Whatever fell due during the pause is due now, and goes on counting from now. While the partitions are locked nobody else
-        changes an enrollment, and an event of this moment comes before a timer of this moment."""
+        """Whatever fell due during the pause is due now, and goes on counting from now. An event of this moment comes before a timer of
+        this moment."""
         about = {"campaign": self.row.id, "now": self.now}
-        self._lock(self.conn.exec_driver_sql(_PLACES, about).scalars())
         late = self.conn.exec_driver_sql(_LATE, about).all()
         if choice == "send":
             self.messages = self.conn.exec_driver_sql(_SEND, about).rowcount
+            self.effects = frozen.thaw(self.conn, self.row.id, self.now)
         elif choice == "skip":
             self.skipping = self._steer("skip", "skipped_on_resume", late)
             self.messages = self._skip_messages("skipped_on_resume")
+            self.effects = frozen.skip(self.conn, self.row.id, "skipped_on_resume", self.now)
         else:
             late = {row.id: row for row in (*late, *self.conn.exec_driver_sql(_WAITERS, about))}
             self.leaving = self._steer("exit", "exited_on_resume", list(late.values()))
             self.messages = self._skip_messages("exited_on_resume")
+            self.effects = frozen.skip(self.conn, self.row.id, "exited_on_resume", self.now)
         self.conn.exec_driver_sql(_DUE_NOW, about)
 
     def _inside(self, which: str) -> list[Row]:
@@ -164,10 +180,6 @@ class _Steering:
         count, places = outcome.skip_due(self.conn, self.row.id, reason, self.now, self.partitions, every=every)
         self.ring |= places
         return count
-
-    def _lock(self, partitions: Iterable[int]) -> None:
-        for number in sorted(partitions):
-            self.conn.execute(text("select pg_advisory_xact_lock(:space, :number)"), {"space": LOCK_PARTITION, "number": number})
 
 
 def steer(conn: Connection, wanted: Sequence[tuple[Any, dict[str, Any]]], since: str, now: datetime, partitions: int) -> set[int]:
@@ -201,13 +213,12 @@ _ROW = """select e.id, a.external_id as account, c.external_id as contact from e
 _INSIDE = f"{_ROW} where e.{_OF_CAMPAIGN} and {{which}} order by e.id"
 _LATE = f"{_ROW} where e.{_OF_CAMPAIGN} and e.due_at <= %(now)s order by e.due_at, e.id"
 _HELD_UP = "m.campaign_id = %(campaign)s and m.state = 'due' and (m.due_at <= %(now)s or m.reason = 'campaign_paused')"
-_WAITERS = f"{_ROW} where e.state = 'active' and e.id = any(array(select m.enrollment_id from message m where {_HELD_UP})) order by e.id"
+_WAITERS = f"""{_ROW} where e.state = 'active' and e.id = any(array(select m.enrollment_id from message m where {_HELD_UP}
+    union select enrollment_id from effect where {frozen.STOPPED} union select enrollment_id from task where {frozen.STOPPED_TASKS}))
+    order by e.id"""
 _WAITING = f"select m.step_id, count(*), min(m.created_at) from message m where {_HELD_UP} group by 1"
 _TIMERS = f"""
 select version_id, step_id, count(*), min(due_at) from enrollment where {_OF_CAMPAIGN} and due_at <= %(now)s group by 1, 2"""
-_PLACES = f"""
-select distinct partition from enrollment where {_OF_CAMPAIGN} and due_at <= %(now)s
-union select distinct m.partition from message m where {_HELD_UP}"""
 _DUE_NOW = f"update enrollment set due_at = %(now)s where {_OF_CAMPAIGN} and due_at < %(now)s"
 # A message that could not go during the pause has its whole time again: paused time is not waiting time.
 _SEND = f"""

@@ -256,6 +256,7 @@ class World:
         for entry in self._frozen:
             heappush(self._agenda, entry)
         self._frozen.clear()
+        self._thaw()
 
     # What comes of it -------------------------------------------------------------------------------------------------
 
@@ -629,6 +630,15 @@ class World:
 
     def _put_out(self, letter: Letter) -> None:
         heappush(self._outgoing, (letter.due_at, letter.id, letter))
+
+    def _thaw(self) -> None:
+        """Effects of campaigns that are not paused any more are done."""
+        for place, (key, one) in enumerate(self.effects):
+            if one.state == "frozen" and not self._is_paused(one.campaign):
+                self.effects[place] = (key, renew(one, state="due"))
+                if one.kind == "task":
+                    about = (one.campaign, one.version, one.enrollment, one.step, one.contact)
+                    self.decisions.append((key, Decision("effect", "yes", "task_made", self.now, *about)))
 
     def _deliver(self, now: datetime) -> None:
         due: dict[UUID, Letter] = {}

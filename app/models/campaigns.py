@@ -108,7 +108,9 @@ effect = Table(
     Column("payload", Json, nullable=False),  # to whom, and what, merge tags filled in
     Column("created_at", Time, nullable=False),
     Column("due_at", Time, nullable=False),
-    # due → claimed → done | unknown | failed, or due again; ghosted and shadow are settled when made.
+    Column("resumed_at", Time),  # when a pause ended that had held it up; it is given up a day after that
+    # due → claimed → done | unknown | failed, or due again; ghosted and shadow are settled when made. While the campaign is paused it is
+    # frozen, and then due or skipped.
     Column("state", Text, nullable=False),
     Column("reason", Text),
     Column("claim", Uuid),
@@ -120,6 +122,7 @@ effect = Table(
     Index("uq_effect", "enrollment_id", "step_id", "occurrence", "contact_id", unique=True, postgresql_nulls_not_distinct=True),
     Index("ix_effect_due", "due_at", postgresql_where=text("state = 'due'")),
     Index("ix_effect_claimed", "worker_id", postgresql_where=text("state = 'claimed'")),
+    Index("ix_effect_frozen", "campaign_id", postgresql_where=text("state = 'frozen'")),
     Index("ix_effect_account", "account_id", "created_at"),
 )
 
@@ -141,10 +144,11 @@ task = Table(
     Column("assignee_name", Text),
     Column("created_at", Time, nullable=False),
     Column("due_at", Time),
-    Column("state", Text, nullable=False),  # open | done | dismissed; ghosted and shadow are never anybody's to do
+    Column("state", Text, nullable=False),  # open | done | dismissed; ghosted, shadow, frozen and skipped are not anybody's to do
     Column("outcome", Text),
     Column("closed_at", Time),
     Index("ix_task_open", "due_at", postgresql_where=text("state = 'open'")),
+    Index("ix_task_frozen", "campaign_id", postgresql_where=text("state = 'frozen'")),
     Index("ix_task_account", "account_id", "created_at"),
     Index("ix_task_assignee", "assignee", "due_at", postgresql_where=text("state = 'open'")),
 )

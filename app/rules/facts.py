@@ -243,7 +243,7 @@ class NewEffect:
     """An effect on staff or on another system: an alert, a task or a webhook, once for a step of an enrollment.
 
     `spec` is what the step says, `values` are the facts that its merge tags read, as they were when the step came. `state` is due,
-    ghosted (held out) or shadow.
+    ghosted (held out), shadow, or frozen: its campaign is paused.
     """
 
     id: UUID

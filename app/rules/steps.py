@@ -377,9 +377,12 @@ def do_split(turn: Turn, enrollment: Enrollment, node: Node) -> None:
 
 
 def do_effect(turn: Turn, enrollment: Enrollment, node: Node) -> None:
-    """An alert, a task or a webhook: a row for whoever does it. Whoever is held out or in the shadow has it kept instead."""
+    """An alert, a task or a webhook: a row for whoever does it. Whoever is held out or in the shadow has it kept instead, and while the
+    campaign is paused it waits."""
     scope = turn.scope(enrollment)
-    state = "shadow" if enrollment.shadow else "ghosted" if enrollment.held_out else "due"
+    standing = turn.book.standings.get(enrollment.campaign)
+    paused = standing is not None and standing.mode == "paused"
+    state = "shadow" if enrollment.shadow else "ghosted" if enrollment.held_out else "frozen" if paused else "due"
     turn.effects.append(
         NewEffect(
             id=hash_id("effect", enrollment.id, node.id, enrollment.occurrence, enrollment.contact),
@@ -396,8 +399,9 @@ def do_effect(turn: Turn, enrollment: Enrollment, node: Node) -> None:
             state=state,
         )
     )
-    withheld = not_done(turn, enrollment, node)
-    if not withheld:
+    if state == "frozen":
+        turn.decide("campaign", "wait", "campaign_paused", enrollment=enrollment, step=node.id)
+    elif not not_done(turn, enrollment, node):
         turn.decide("effect", "yes", f"{node.kind}_made", enrollment=enrollment, step=node.id)
     over(turn, enrollment, node)
 

@@ -25,7 +25,7 @@ BUTTONS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("live", "Go live", "What ran in shadow ends; new enrollments begin, and mail is sent."),
         ("draft", "Back to draft", "What ran in shadow ends, and nothing new begins."),
     ),
-    "live": (("paused", "Pause", "Timers stand still and mail waits, until somebody resumes it."),),
+    "live": (("paused", "Pause", "Timers stand still; mail, alerts, webhooks and tasks wait, until somebody resumes it."),),
     "paused": (),
     "archived": (("paused", "Unarchive", "It is paused then: nothing is sent before somebody resumes it."),),
 }
@@ -57,6 +57,8 @@ def change_mode(key: str) -> Response | tuple[str, int]:
     except InputError as error:
         return _refused(error)
     here().bells.advance(done.partitions)
+    if done.effects:
+        here().bells.notify()
     return redirect(url_for("console.campaign", key=key, was=was), 303)
 
 

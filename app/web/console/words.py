@@ -18,6 +18,7 @@ from app.web.context import here
 # state → (label, tone). Tones: good, warn, bad, calm, quiet; the label says it too, so colour is never the only signal.
 STATES: dict[str, tuple[str, str]] = {
     "due": ("Waiting", "calm"),
+    "frozen": ("Frozen", "warn"),
     "claimed": ("Being sent", "calm"),
     "in_dot": ("Being sent", "calm"),
     "sent": ("Sent", "good"),
