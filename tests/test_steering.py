@@ -411,6 +411,45 @@ def test_an_effect_that_was_claimed_when_its_campaign_was_paused_is_frozen(staff
     assert staff.mode("live", "4h", choice="skip").effects == 2
 
 
+# At the last moment --------------------------------------------------------------------------------------------------
+
+
+def on_its_way(world, *then):
+    """acorn signs up, and while the first mail is on the wire with its dot to come, the mode changes: each of `then` is a mode with what
+    else is said."""
+    world.transport.before_dot = lambda _: [world.mode(mode, "1m", **more) for mode, more in then]
+    try:
+        world.sign_up("acorn", moment="1m")
+    finally:
+        world.transport.before_dot = None
+
+
+def test_a_message_at_its_dot_waits_when_its_campaign_is_paused(world):
+    on_its_way(world, ("paused", {}))
+    assert world.transport.letters == [] and world.transport.begun
+    assert world.rows(message.c.state, message.c.reason, message.c.claim) == [("due", "campaign_paused", None)]
+    assert ("campaign", "wait", "campaign_paused") in world.rows(decision.c.gate, decision.c.verdict, decision.c.reason)
+    world.settle("9d")
+    assert world.transport.letters == [] and world.waiting("9d") == [("message", "hello", 1, None)]
+    world.mode("live", "9d", choice="send")
+    world.settle("9d")
+    assert world.mails("hello") == 1
+
+
+@pytest.mark.parametrize("choice", ["skip", "exit"])
+def test_a_claimed_message_does_not_escape_the_answer(world, choice):
+    on_its_way(world, ("paused", {}), ("live", {"choice": choice}))
+    assert world.transport.letters == []
+    assert world.rows(message.c.state, message.c.claim) == [("skipped", None)]
+    world.settle("1m")
+    assert [row[0] for row in states(world)] == ["active" if choice == "skip" else "exited"]
+
+
+def test_a_message_that_is_claimed_when_everybody_is_taken_out_is_skipped(world):
+    on_its_way(world, ("archived", {"leave": True}))
+    assert world.transport.letters == [] and world.rows(message.c.state, message.c.reason) == [("skipped", "archived")]
+
+
 # Shadow, live, archived ----------------------------------------------------------------------------------------------
 
 

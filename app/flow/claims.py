@@ -48,8 +48,9 @@ returning {_CLAIMED}"""
 
 _ANY_DUE = "select exists (select from message where state = 'due' and due_at <= %(now)s)"
 
-# Invariant 6. What may not be sent any more does not come back, and its dot is never written.
+# Invariant 6. What may not be sent any more, or not yet, does not come back, and its dot is never written.
 _OPEN = """m.state = 'claimed' and m.claim = r.claim
+    and not exists (select from campaign k where k.id = m.campaign_id and k.mode = 'paused')
     and exists (select from enrollment e where e.id = m.enrollment_id and e.state = 'active')
     and not exists (
         select from suppression s
@@ -67,11 +68,12 @@ where durable.commit = 'on' and m.id = r.id and {_OPEN}
 returning m.id"""
 
 _WHY_NOT = """
-select m.id, e.end_reason, e.state as enrollment,
+select m.id, k.mode, e.end_reason, e.state as enrollment,
     array(select s.scope from suppression s where s.person = r.person and s.lifted_at is null) as scopes
 from jsonb_to_recordset(%(rows)s::jsonb) as r(id uuid, claim uuid, person text)
 join message m on m.id = r.id and m.claim = r.claim and m.state = 'claimed'
-join enrollment e on e.id = m.enrollment_id"""
+join enrollment e on e.id = m.enrollment_id
+join campaign k on k.id = m.campaign_id"""
 
 _DEAD = """select m.id from message m left join worker w on w.id = m.worker_id
     where m.state = %(state)s and (w.id is null or w.stopped_at is not null
@@ -125,7 +127,8 @@ def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[
 
 
 def commit_dots(conn: Connection, batch: Sequence[Ready], now: datetime) -> tuple[set[UUID], dict[UUID, tuple[str, str, dict]]]:
-    """The last look: moves to `in_dot` what is still ours, wanted and enrolled, and returns (those ids, the refused with their reason).
+    """The last look: moves to `in_dot` what is still ours, wanted and enrolled, in a campaign that is not paused, and returns (those
+    ids, the refused with their reason).
 
     A reason is (gate, code, evidence). A message in neither was taken from us and is none of our business any more. One statement, which
     the caller commits before it writes any dot, and whose commit waits for the disk whatever the database's default.
@@ -228,6 +231,8 @@ class Heartbeat:
 
 
 def _why_not(row: Row, topic: str) -> tuple[str, str, dict]:
+    if row.mode == "paused":
+        return "campaign", "campaign_paused", {}
     if row.enrollment != "active":
         return "enrollment", "enrollment_ended", {"reason": row.end_reason}
     scopes = set(row.scopes)

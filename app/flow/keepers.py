@@ -17,6 +17,7 @@ from app.flow import claims, outcome
 from app.flow.outcome import Outcome
 from app.flow.prepare import Prepared
 from app.queue import Bells
+from app.rules.consent import LOOK_AGAIN
 from app.rules.delivery import Ending, Limits
 
 AWAY = (OperationalError, InterfaceError)  # what SQLAlchemy raises when the database went away, or had to refuse for now
@@ -173,10 +174,12 @@ class Gatekeeper:
         if refused:
             now = self.clock()
             rows = {one.letter.message_id: one.ready.claimed for one in asking}
+            # A pause is no refusal: its message waits for whoever ends it.
+            waits = Ending("due", "campaign_paused", due_at=now + LOOK_AGAIN)
             self.settle(
                 [
-                    Outcome(rows[message_id], Ending("skipped", reason), now, gate=gate, evidence=evidence)
-                    for message_id, (gate, reason, evidence) in refused.items()
+                    Outcome(rows[ident], waits if reason == waits.reason else Ending("skipped", reason), now, gate=gate, evidence=evidence)
+                    for ident, (gate, reason, evidence) in refused.items()
                 ]
             )
         return allowed

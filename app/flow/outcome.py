@@ -79,10 +79,11 @@ where m.id = p.id and p.proof is not null and m.state = 'unknown'
 returning m.id, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.version_id, p.proof"""
 _SKIP = """
 with done as (
-    update message m set state = 'skipped', reason = %(reason)s, settled_at = %(now)s
-    where m.state = 'due' and m.id = any(array(
-        select id from message where campaign_id = %(campaign)s and state = 'due'
-          and (%(every)s or due_at <= %(now)s or reason = 'campaign_paused') order by id for update))
+    update message m set state = 'skipped', reason = %(reason)s, settled_at = %(now)s, claim = null, worker_id = null
+    where m.state in ('due', 'claimed') and m.id = any(array(
+        select id from message where campaign_id = %(campaign)s
+          and (state = 'claimed' or (state = 'due' and (%(every)s or due_at <= %(now)s or reason = 'campaign_paused')))
+        order by id for update))
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.version_id
 )"""
 _NAMED = """
@@ -143,11 +144,13 @@ def resolve(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> int
 def skip_due(
     conn: Connection, campaign_id: int, reason: str, now: datetime, partitions: int, *, every: bool = False
 ) -> tuple[int, set[int]]:
-    """Messages of the campaign that nobody has claimed, and that are due or held up by a pause (`every`: all of them), are skipped with
-    that reason, said to their campaigns. Returns how many, and the partitions to ring."""
+    """Messages of the campaign that are not at their dot yet, and that are due or held up by a pause (`every`: all of them), are skipped
+    with that reason, said to their campaigns. A worker that has claimed one finds its token void. Returns how many, and the partitions
+    to ring."""
     about = {"campaign": campaign_id, "now": now, "reason": reason, "every": every}
     done = conn.exec_driver_sql(_SKIP + _NAMED, about).all()
     insert_rows(conn, decision, [ledger(row, now, "campaign", "no", reason, {}) for row in done])
+    reservations.give_back(conn, [row.id for row in done], now)
     return len(done), raise_own(conn, [_settled(row, now) for row in done], now, partitions)
 
 

@@ -212,7 +212,8 @@ _ROW = """select e.id, a.external_id as account, c.external_id as contact from e
     left join contact c on c.id = e.contact_id"""
 _INSIDE = f"{_ROW} where e.{_OF_CAMPAIGN} and {{which}} order by e.id"
 _LATE = f"{_ROW} where e.{_OF_CAMPAIGN} and e.due_at <= %(now)s order by e.due_at, e.id"
-_HELD_UP = "m.campaign_id = %(campaign)s and m.state = 'due' and (m.due_at <= %(now)s or m.reason = 'campaign_paused')"
+_HELD_UP = """m.campaign_id = %(campaign)s
+    and (m.state = 'claimed' or (m.state = 'due' and (m.due_at <= %(now)s or m.reason = 'campaign_paused')))"""
 _WAITERS = f"""{_ROW} where e.state = 'active' and e.id = any(array(select m.enrollment_id from message m where {_HELD_UP}
     union select enrollment_id from effect where {frozen.STOPPED} union select enrollment_id from task where {frozen.STOPPED_TASKS}))
     order by e.id"""
