@@ -214,6 +214,35 @@ def test_whatever_the_answer_no_message_is_lost_without_a_reason_and_none_is_dou
     assert paused.rows(event_pending.c.event_id) == []
 
 
+WAITING = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - id: setup
+    wait_for: {milestone: setup_completed, timeout: 2d}
+    on_timeout:
+      - {id: nudge, email: nudge.mjml, subject: Nudge}
+      - {id: calm, wait: 30d}
+  - {id: done, email: done.mjml, subject: Done}
+"""
+
+
+def test_what_was_waited_for_in_vain_did_not_come_by_skipping_it(engine, settings, tmp_path):
+    world = World(engine, settings, tmp_path / "campaigns")
+    publish_campaigns(engine, tmp_path / "campaigns", {KEY: WAITING})
+    world.sign_up("acorn")
+    world.mode("paused", "1d")
+    world.settle("3d")
+    assert world.waiting("3d") == [("timer", "setup", 1, "nudge")]
+    world.mode("live", "3d", choice="skip")
+    world.settle("3d")
+    assert states(world) == [("active", "calm", None)] and world.transport.letters == []
+    said = world.rows(decision.c.gate, decision.c.verdict, decision.c.reason, decision.c.step_id)
+    assert ("wait_for", "no", "timed_out", "setup") in said and ("enrollment", "no", "skipped_on_resume", "nudge") in said
+
+
 def test_resuming_twice_is_refused_and_a_second_pause_skips_anew(paused):
     paused.mode("live", "5d", choice="skip")
     with pytest.raises(InputError, match="live already"):

@@ -113,15 +113,20 @@ def steer(turn: Turn, enrollment: Enrollment, event: Event) -> None:
 
 
 def skip(turn: Turn, enrollment: Enrollment, node: Node, reason: str) -> None:
-    """Leaves the present wait and the mail right behind it, or the mail that it is at."""
+    """Leaves the present wait and the mail right behind it, or the mail that it is at. What was waited for in vain did not come: the way
+    goes on where a timeout leads."""
     if node.kind in MAIL_KINDS and enrollment.position.get("open"):
         return  # its messages are settled one by one, and the step with the last of them
-    following = node if node.kind in MAIL_KINDS else turn.book.versions[enrollment.version].nodes.get(node.next or "")
-    if following is not None and following.kind in MAIL_KINDS:
-        turn.decide("enrollment", "no", reason, enrollment=enrollment, step=following.id)
-        go(turn, enrollment, following.next)
-    else:
-        go(turn, enrollment, node.next)
+    following, step = node.next, node
+    if node.kind == "wait_for":
+        turn.decide("wait_for", "no", "timed_out", enrollment=enrollment, step=node.id)
+        following = node.on_timeout
+    if node.kind not in MAIL_KINDS:
+        step = turn.book.versions[enrollment.version].nodes.get(following or "")
+    if step is not None and step.kind in MAIL_KINDS:
+        turn.decide("enrollment", "no", reason, enrollment=enrollment, step=step.id)
+        following = step.next
+    go(turn, enrollment, following)
 
 
 def move(turn: Turn, enrollment: Enrollment, event: Event, reason: str) -> None:
