@@ -277,7 +277,7 @@ def _change(args: argparse.Namespace, wanted: str, choice: str | None, leave: bo
         if waiting and choice is None:
             choice = _asked(args, waiting)
         with engine.begin() as conn:
-            done = set_mode(conn, args.campaign, wanted, now, choice=choice, leave=leave)
+            done = set_mode(conn, args.campaign, wanted, now, was=row.mode, choice=choice, leave=leave)
     data = {name: value for name, value in asdict(done).items() if name != "partitions"}
     data["waited"] = [asdict(one) for one in waiting]
     cli.show(args, data, "\n".join(_changed_lines(done)))

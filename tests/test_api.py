@@ -352,3 +352,64 @@ def test_with_the_database_away_it_is_alive_not_ready_and_says_try_again(app, cl
     assert answer.status_code == 503 and answer.json["database"].startswith("away")
     assert api("/accounts").status_code == 503
     assert client.get("/metrics").status_code == 503
+
+
+# Modes of campaigns --------------------------------------------------------------------------------------------------
+
+KEY = "/campaigns/onboarding/first-value"
+
+
+def test_a_campaign_is_paused_and_resumed(api, app, seeded, described):
+    with app.extensions["nurture"].engine.begin() as conn:
+        conn.execute(text("update enrollment set due_at = now() where state = 'active' and step_id is not null"))
+    assert api(f"{KEY}/mode").json["mode"] == "live"
+    done = api(f"{KEY}/pause", "POST", "admin")
+    conforms(described, {"$ref": "#/components/schemas/ModeChanged"}, done.json)
+    assert (done.json["before"], done.json["after"]) == ("live", "paused")
+    shown = api(f"{KEY}/mode").json
+    conforms(described, {"$ref": "#/components/schemas/Mode"}, shown)
+    waiting = sum(one["count"] for one in shown["overdue"])
+    assert shown["mode"] == "paused" and shown["since"] and waiting
+    refused = api(f"{KEY}/resume", "POST", "admin", json={})
+    assert (refused.status_code, refused.mimetype, refused.json["field"]) == (400, "application/problem+json", "overdue")
+    assert f"{waiting} are overdue" in refused.json["detail"]
+    done = api(f"{KEY}/resume", "POST", "admin", json={"overdue": "skip"})
+    assert done.status_code == 200 and done.json["messages"] + done.json["skipping"] + done.json["effects"] == waiting
+    assert api(f"{KEY}/mode").json["mode"] == "live"
+
+
+def test_a_mode_is_changed_as_the_command_changes_it(api, seeded, described):
+    done = api(f"{KEY}/mode", "POST", "admin", json={"mode": "archived", "was": "live", "exit": True})
+    conforms(described, {"$ref": "#/components/schemas/ModeChanged"}, done.json)
+    assert done.json["after"] == "archived" and done.json["leaving"] > 0
+    assert api(f"{KEY}/mode", "POST", "admin", json={"mode": "paused"}).json["before"] == "archived"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        (f"{KEY}/mode", {"mode": "draft"}, 400, "live can become paused or archived"),
+        (f"{KEY}/mode", {"mode": "live"}, 400, "live already"),
+        (f"{KEY}/mode", {"mode": "loud"}, 400, "mode"),
+        (f"{KEY}/mode", {}, 400, "mode"),
+        (f"{KEY}/mode", {"mode": "paused", "exit": True}, 400, "exit"),
+        (f"{KEY}/mode", {"mode": "paused", "was": "shadow"}, 400, "it is live now, not shadow"),
+        (f"{KEY}/mode", {"mode": "paused", "overdue": "burn"}, 400, "overdue"),
+        (f"{KEY}/resume", {}, 400, "it is live now, not paused"),
+        ("/campaigns/no/such/pause", None, 404, "no/such"),
+        ("/campaigns/no/such/mode", {"mode": "live"}, 404, "no/such"),
+    ],
+)
+def test_a_change_that_cannot_be_is_a_problem_and_changes_nothing(api, seeded, described, path, body, status, says):
+    answer = api(path, "POST", "admin", json=body)
+    assert answer.status_code == status and answer.mimetype == "application/problem+json"
+    conforms(described, {"$ref": "#/components/schemas/Problem"}, answer.json)
+    assert says in answer.get_data(as_text=True)
+    assert api(f"{KEY}/mode").json["mode"] == "live"
+
+
+def test_modes_want_an_admin_key(api, seeded):
+    for path in ("mode", "pause", "resume"):
+        for scope in ("read", "write"):
+            assert api(f"{KEY}/{path}", "POST", scope, json={"mode": "paused"}).status_code == 403
+    assert api(f"{KEY}/mode").json["mode"] == "live"

@@ -86,16 +86,21 @@ def overdue(conn: Connection, key: str, now: datetime) -> list[Overdue]:
     return sorted(found, key=lambda one: (one.oldest, one.step, one.what))
 
 
-def set_mode(conn: Connection, key: str, mode: str, now: datetime, *, choice: str | None = None, leave: bool = False) -> ModeChange:
+def set_mode(
+    conn: Connection, key: str, mode: str, now: datetime, *, was: str | None = None, choice: str | None = None, leave: bool = False
+) -> ModeChange:
     """Changes the mode of the campaign and what follows from that.
 
     `choice` (send, skip or exit) says what becomes of what fell due during a pause, and must be given where anything did. `leave` takes
     everybody out when the campaign is archived; otherwise those inside finish. Going live, archiving or going back to draft ends what ran
-    in shadow. Raises NotFound, and InputError for a change that is not allowed or an answer that is missing.
+    in shadow. `was` is the mode that whoever decides believes in. Raises NotFound, and InputError for a change that is not allowed, for an
+    answer that is missing, and where the mode is not what it `was`.
     """
     if choice is not None and choice not in OVERDUE:
         raise InputError(f"must be one of {', '.join(OVERDUE)}", "overdue")
     row = find_campaign(conn, key, lock=True)
+    if was is not None and row.mode != was:
+        raise InputError(f"somebody has changed it meanwhile: it is {row.mode} now, not {was or 'known'}", "mode")
     check_change(row.mode, mode)
     if leave and mode != "archived":
         raise InputError("only archiving takes everybody out", "exit")

@@ -1,15 +1,15 @@
 """The reading API, /api/v1: JSON for programs with a bearer key. What it answers is described at /openapi.json.
 
-Everything reads but holds and enrolling. `read` keys read; `admin` keys read and steer; `write` keys post events elsewhere and get 403
-here.
+Everything reads but holds, tasks, enrolling and the modes of campaigns. `read` keys read; `admin` keys read and steer; `write` keys post
+events elsewhere and get 403 here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from flask import Blueprint, Response, abort, g, request
@@ -18,13 +18,15 @@ from pydantic_core import to_json
 from sqlalchemy import Connection
 
 from app.errors import InputError, StartError
-from app.flow import access, consents, enrolling, erase, export, holding, retain, suppressing
+from app.flow import access, consents, enrolling, erase, export, holding, retain, steering, suppressing
 from app.flow.explain import explain, read_moment
 from app.flow.publish import book
 from app.flow.reading import accounts, campaigns, contacts, messages, responses, tasks, timeline
 from app.flow.reading.paging import Page, clean, read_limit
 from app.flow.tasks import change_task
 from app.flow.versions import list_versions
+from app.rules.definition import MODES
+from app.rules.modes import OVERDUE
 from app.rules.reasons import sentence
 from app.web.context import here, reading, teach_external_ids
 from app.web.openapi import PREFIX, Operation, Param, document
@@ -285,6 +287,32 @@ def enroll(conn: Connection, campaign: str) -> dict[str, Any]:
     return {**found.plain(), "requested": requested}
 
 
+@operation("GET", "/campaigns/{campaign}/mode", "The mode of a campaign, and what is overdue while it is paused", "Mode")
+def get_mode(conn: Connection, campaign: str) -> dict[str, Any]:
+    row = steering.find_campaign(conn, campaign)
+    waiting = steering.overdue(conn, campaign, g.now)
+    return {"campaign": row.key, "mode": row.mode, "since": row.mode_at, "overdue": [asdict(one) for one in waiting]}
+
+
+@operation("POST", "/campaigns/{campaign}/mode", "Change the mode of a campaign", "ModeChanged", scope="admin", body="NewMode")
+def set_mode(conn: Connection, campaign: str) -> dict[str, Any]:
+    wanted = _body(NewMode)
+    return _changed(conn, campaign, wanted.mode, was=wanted.was, choice=wanted.overdue, leave=wanted.exit)
+
+
+@operation("POST", "/campaigns/{campaign}/pause", "Pause a campaign", "ModeChanged", scope="admin")
+def pause(conn: Connection, campaign: str) -> dict[str, Any]:
+    return _changed(conn, campaign, "paused")
+
+
+@operation(
+    "POST", "/campaigns/{campaign}/resume", "End the pause of a campaign, and say what becomes of what is overdue", "ModeChanged",
+    scope="admin", body="Resumption",
+)  # fmt: skip
+def resume(conn: Connection, campaign: str) -> dict[str, Any]:
+    return _changed(conn, campaign, "live", was="paused", choice=_body(Resumption).overdue)
+
+
 @operation("GET", "/holds", "Holds in force", "Holds")
 def list_holds(conn: Connection) -> dict[str, Any]:
     return {"data": holding.list_holds(conn, g.now)}
@@ -439,6 +467,21 @@ class LiftSuppression(BaseModel):
     evidence: str
 
 
+class NewMode(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal[MODES]  # type: ignore[valid-type]
+    was: Literal[MODES] | None = None  # type: ignore[valid-type]
+    overdue: Literal[OVERDUE] | None = None  # type: ignore[valid-type]
+    exit: bool = False
+
+
+class Resumption(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    overdue: Literal[OVERDUE] | None = None  # type: ignore[valid-type]
+
+
 class NewHold(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -465,6 +508,8 @@ def _answer(**ids: str) -> Response:
     else:
         with here().engine.begin() as conn:
             found = wanted.call(conn, **ids)
+        if ring := g.pop("ring", None):
+            here().bells.advance(ring)
     if isinstance(found, Page):
         found = {"data": found.items, "next": found.next}
     return Response(status=wanted.status) if found is None else _json(found, wanted.status)
@@ -481,6 +526,12 @@ def _erase(conn: Connection, kind: str, key: str) -> dict[str, Any]:
 
 def _who() -> str:
     return f"API key {g.key.name}"
+
+
+def _changed(conn: Connection, campaign: str, mode: str, **said: Any) -> dict[str, Any]:
+    done = steering.set_mode(conn, campaign, mode, g.now, **said)
+    g.ring = done.partitions
+    return {name: value for name, value in asdict(done).items() if name != "partitions"}
 
 
 def _explained(conn: Connection, contact: str | None, **wanted: str | None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.config import VERSION
+from app.rules.definition import MODES
+from app.rules.modes import OVERDUE
 
 Schema = dict[str, Any]
 PREFIX = "/api/v1"
@@ -61,7 +63,8 @@ def document(operations: Sequence[Operation], base_url: str) -> dict[str, Any]:
             "title": "Nurture",
             "version": VERSION,
             "description": "Reads what Nurture knows of accounts, contacts, campaigns and mail, puts customers on hold, enrolls them, "
-            "and steers the tasks of staff. Times are RFC 3339 in UTC. Lists answer `data` and `next`; pass `next` as `cursor` to go on. "
+            "changes the modes of campaigns, and steers the tasks of staff. Times are RFC 3339 in UTC. Lists answer `data` and `next`; "
+            "pass `next` as `cursor` to go on. "
             "External ids may hold slashes; percent-encode everything else.",
         },
         "servers": [{"url": base_url + PREFIX}],
@@ -148,6 +151,8 @@ _SUMMARY: dict[str, Schema] = {
     "created_at": TIME,
     "last_event_at": MAYBE_TIME,
 }
+_MODE: Schema = {"type": "string", "enum": list(MODES)}
+_CHOICE: Schema = {"type": "string", "enum": list(OVERDUE)}
 _HEALTH: dict[str, Schema] = {"score": MAYBE_NUMBER, "band": _BAND, "at": MAYBE_TIME}
 _DECISION: dict[str, Schema] = {
     "at": MAYBE_TIME,
@@ -521,6 +526,55 @@ SCHEMAS: dict[str, Schema] = {
             "everybody": {**FLAG, "description": "Instead of naming any: whoever matches now."},
             "preview": {**FLAG, "description": "Say what would happen, and do nothing."},
         },
+    },
+    "Mode": _record(
+        {
+            "campaign": TEXT,
+            "mode": _MODE,
+            "since": {**MAYBE_TIME, "description": "When it became that; null: when it was published."},
+            "overdue": {
+                "description": "What waits only because the campaign is paused, the longest overdue first.",
+                **_many(
+                    _record(
+                        {
+                            "what": {"type": "string", "enum": ["timer", "message", "alert", "webhook", "task"]},
+                            "step": TEXT,
+                            "count": COUNT,
+                            "oldest": TIME,
+                            "then": {**MAYBE_TEXT, "description": "Of a timer, the step that follows; null: the end."},
+                        }
+                    )
+                ),
+            },
+        }
+    ),
+    "ModeChanged": _record(
+        {
+            "campaign": TEXT,
+            "before": _MODE,
+            "after": _MODE,
+            "overdue": {"type": ["string", "null"], "enum": ["send", "skip", "exit", None]},
+            "leaving": {**COUNT, "description": "Enrollments that leave."},
+            "skipping": {**COUNT, "description": "Enrollments that go on without what was overdue."},
+            "messages": {**COUNT, "description": "Messages that are due now, or were skipped."},
+            "effects": {**COUNT, "description": "Alerts, webhooks and tasks that are due now, or were skipped."},
+        }
+    ),
+    "NewMode": {
+        "type": "object",
+        "required": ["mode"],
+        "additionalProperties": False,
+        "properties": {
+            "mode": _MODE,
+            "was": {**_MODE, "description": "The mode you believe it is in: if it is not, nothing changes."},
+            "overdue": {**_CHOICE, "description": "Out of a pause: what becomes of what is overdue. Must be said where anything is."},
+            "exit": {**FLAG, "description": "With archived: everybody inside leaves; otherwise they finish."},
+        },
+    },
+    "Resumption": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"overdue": {**_CHOICE, "description": "What becomes of what is overdue. Must be said where anything is."}},
     },
     "Campaigns": _record({"data": _many(_ref("Campaign"))}),
     "Hold": _record({**_HOLD, "account": MAYBE_TEXT, "contact": MAYBE_TEXT}),

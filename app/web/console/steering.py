@@ -10,7 +10,7 @@ from werkzeug import Response
 
 from app.errors import InputError
 from app.flow.reading.paging import clean
-from app.flow.steering import find_campaign, set_mode
+from app.flow.steering import set_mode
 from app.flow.versions import roll_back
 from app.web.console import blueprint
 from app.web.context import here
@@ -52,8 +52,7 @@ def change_mode(key: str) -> Response | tuple[str, int]:
     choice, leave = request.form.get("overdue") or None, request.form.get("exit") == "yes"
     try:
         with here().engine.begin() as conn:
-            _still(find_campaign(conn, key, lock=True).mode, was, "mode")
-            done = set_mode(conn, key, wanted, g.now, choice=choice, leave=leave)
+            done = set_mode(conn, key, wanted, g.now, was=was, choice=choice, leave=leave)
     except InputError as error:
         return _refused(error)
     here().bells.advance(done.partitions)
@@ -71,15 +70,11 @@ def change_version(key: str) -> Response | tuple[str, int]:
             raise InputError("is not the number of a version", "number")
         with here().engine.begin() as conn:
             done = roll_back(conn, key, int(number))
-            _still(str(done.before), was, "version")
+            if str(done.before) != was:
+                raise InputError(f"somebody has changed it meanwhile: it is {done.before} now, not {was or 'known'}", "version")
     except InputError as error:
         return _refused(error)
     return redirect(url_for("console.campaign", key=key, was=was) + "#versions", 303)
-
-
-def _still(found: str, shown: str, what: str) -> None:
-    if found != shown:
-        raise InputError(f"somebody else has changed it meanwhile: it is {found} now, not {shown or 'known'}", what)
 
 
 def _refused(error: InputError) -> tuple[str, int]:
