@@ -381,6 +381,7 @@ COMMANDS: list[Command] = [
     Command(("tasks", "assign"), "give a task to somebody else", desk.tasks_assign, desk.assign_arguments),
     Command(("channels", "set"), "give a channel its address on this installation", desk.channels_set, desk.set_arguments),
     Command(("channels", "list"), "list the channels that alerts and webhooks go to", desk.channels_list),
+    Command(("channels", "enable"), "open a disabled channel again", desk.channels_enable, lambda p: p.add_argument("name")),
     Command(("channels", "remove"), "forget a channel's address", desk.channels_remove, lambda p: p.add_argument("name")),
     Command(("channels", "test"), "send one word through a channel", desk.channels_test, lambda p: p.add_argument("name")),
     Command(("inbound", "list"), "list the mail that came in, newest first", postbox.inbound_list, postbox.list_arguments),

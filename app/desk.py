@@ -88,8 +88,17 @@ def channels_list(args: argparse.Namespace) -> None:
 
     with cli.installation(args) as (settings, engine), engine.connect() as conn:
         rows = list_channels(conn, settings, _declared(conn))
-    lines = [f"{one['name']:<20}  {one['kind'] or '–':<7}  {one['to'] or one['state']}" for one in rows]
+    lines = [f"{one['name']:<20}  {one['kind'] or '–':<7}  {one['to'] or one['state']}{_disabled(one)}" for one in rows]
     cli.show(args, rows, "\n".join(lines) or "There are no channels: lifecycle.yaml declares them under channels.")
+
+
+def channels_enable(args: argparse.Namespace) -> None:
+    from app import cli
+    from app.flow.channels import enable_channel
+
+    with cli.installation(args) as (_, engine), engine.begin() as conn:
+        enable_channel(conn, args.name)
+    cli.show(args, {"enabled": args.name}, f"Alerts and webhooks go to {args.name} again. What failed meanwhile is not sent again.")
 
 
 def channels_remove(args: argparse.Namespace) -> None:
@@ -158,6 +167,11 @@ def set_arguments(parser: argparse.ArgumentParser) -> None:
     ways.add_argument("--webhook", metavar="URL", help="an address that takes signed webhooks; - reads it from standard input")
     ways.add_argument("--email", metavar="ADDRESS", help="an email address; for alerts only")
     parser.add_argument("--rotate", action="store_true", help="give a webhook a new signing secret; the old one signs too for 24 hours")
+
+
+def _disabled(one: dict[str, Any]) -> str:
+    why = one["disabled"]
+    return f"  disabled since {why['at'][:16].replace('T', ' ')}: {why['why']} (nurture channels enable {one['name']})" if why else ""
 
 
 def _line(one: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from app.finding import Finding
 from app.flow import mime
 from app.flow.brakes import list_brakes
 from app.flow.brakes import sentence as sentence_of
+from app.flow.channels import find_disabled
 from app.flow.dkim import list_keys
 from app.flow.reading.hooks import trouble as hooks_trouble
 from app.providers.dns import Dns
@@ -94,6 +95,9 @@ def _effects(conn: Connection, now: datetime) -> Iterator[Finding]:
     ).all()
     for row in failed:
         yield Finding("alerts, webhooks", False, f"{row.n} to {row.to} in the last day: {sentence(row.reason)}")
+    for name, off in find_disabled(conn).items():
+        hint = f"nurture channels enable {name}, or nurture channels set {name} with its new address"
+        yield Finding("channels", False, f"{name} is disabled since {off['at'][:16]}, when it answered {off['why']} ({hint})")
 
 
 def _inbound(conn: Connection, now: datetime) -> Iterator[Finding]:

@@ -261,7 +261,7 @@ _REST = text("""
               and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
         ) or exists (
             select from effect f left join worker w on w.id = f.worker_id
-            where f.state = 'claimed'
+            where f.state in ('claimed', 'on_wire')
               and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
         ) as claims,
         exists (select from effect where state = 'due' and due_at <= :now) as effects,

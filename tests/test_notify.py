@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import select, text
 
 from app import models
+from app.doctor import examine
 from app.errors import InputError, NotFound
 from app.flow import channels, notify
-from app.flow.channels import find_channels, list_channels, remove_channel, set_channel
+from app.flow.channels import enable_channel, find_channels, find_disabled, list_channels, remove_channel, set_channel
 from app.providers.memory import MemoryTransport
 from app.providers.outgoing import Caller
 from app.queue import Bells, find_due
@@ -224,7 +225,7 @@ def test_a_webhook_is_given_up_after_a_day(desk):
     assert row["reply"].startswith("500")
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 410, 422])
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422])
 def test_a_refusal_is_final(desk, status):
     desk.effect("webhook", "crm")
     with Hooks([(status, {"Location": "http://127.0.0.1:1/"}, b"no\r\nthanks")]) as server:
@@ -233,6 +234,46 @@ def test_a_refusal_is_final(desk, status):
         assert len(server.requests) == 1
     row = desk.one()
     assert (row["state"], row["reason"], row["reply"]) == ("failed", "effect_refused", f"{status} no thanks")
+
+
+def test_what_is_gone_disables_its_channel_until_somebody_enables_it(desk):
+    for number in (1, 2):
+        desk.effect("webhook", "crm", occurrence=number, due_at=NOW + timedelta(minutes=number))
+    desk.effect("webhook", "crm", occurrence=3, due_at=NOW + timedelta(minutes=3))
+    with Hooks([(410, {}, b"no more")]) as server:
+        desk.allow(server, "crm")
+        for minute in (1, 2):
+            desk.now = NOW + timedelta(minutes=minute)
+            assert desk.run() == 0
+        assert len(server.requests) == 1, "nothing is called once it is gone"
+        reasons = [row["reason"] for row in desk.rows(select(models.effect).order_by(models.effect.c.due_at))]
+        assert reasons == ["channel_gone", "channel_disabled", None]
+        with desk.engine.begin() as conn:
+            (shown,) = list_channels(conn, desk.settings, {})
+            assert shown["state"] == "disabled" and shown["disabled"]["why"] == "410 no more"
+            assert [one.seen for one in examine(desk.settings, desk.engine, desk.now) if one.what == "channels" and "crm" in one.seen]
+            enable_channel(conn, "crm")
+            with pytest.raises(InputError, match="not disabled"):
+                enable_channel(conn, "crm")
+            with pytest.raises(NotFound):
+                enable_channel(conn, "other")
+        desk.now = NOW + timedelta(minutes=3)
+        assert desk.run() == 1
+
+
+def test_a_new_address_is_not_disabled_by_the_old_one(desk):
+    with Hooks() as server:
+        called = desk.allow(server, "crm")
+        desk.allow(server, "crm")
+        with desk.engine.begin() as conn:
+            assert channels.disable_channel(conn, desk.settings, called, "410", NOW)
+            assert not channels.disable_channel(conn, desk.settings, called, "410", NOW), "once is enough"
+            set_channel(conn, desk.settings, "crm", "webhook", "https://crm.example.com/new", NOW)
+            assert find_disabled(conn) == {}, "setting it enables it"
+            assert not channels.disable_channel(conn, desk.settings, called, "410", NOW)
+            channels.disable_channel(conn, desk.settings, find_channels(conn, desk.settings, ["crm"])["crm"], "410", NOW)
+            remove_channel(conn, "crm")
+            assert find_disabled(conn) == {}
 
 
 @pytest.mark.parametrize("value", ["7200", "Mon, 02 Mar 2026 23:00:00 GMT", "99999999999999999999", "soon", "-5"])
@@ -422,6 +463,27 @@ def test_a_run_that_was_believed_dead_is_fenced_off(desk):
     assert states["webhook"]["state"] == "done" and states["webhook"]["attempts"] == 1
     assert states["alert"]["state"] == "done", "the revived worker says what became of it"
     assert [row["kind"] for row in desk.rows(select(models.effect).where(models.effect.c.state == "claimed"))] == []
+
+
+def test_who_dies_before_the_wire_has_called_nobody(desk):
+    """A claim is not a call: an alert that was only claimed is due again, and goes out once."""
+    desk.effect(to="crm")
+    desk.effect("webhook", "crm", step="hook")
+    old = uuid4()
+    with desk.engine.begin() as conn:
+        rows = notify.claim(conn, old, desk.now, 10)
+        conn.execute(text("update worker set stopped_at = clock_timestamp()"))
+    with desk.engine.connect() as conn:
+        assert find_due(conn, desk.now).claims
+    found = notify.recover(desk.engine, lambda: desk.now, Bells(None))
+    assert (found.due, found.unknown) == (2, 0)
+    with Hooks() as server:
+        desk.allow(server, "crm")
+        assert desk.run() == 2
+        revived = notify.Desk(desk.engine, desk.settings, lambda: desk.now, Caller(desk.settings.allow_hosts), desk.transport)
+        assert [revived.do(row) for row in rows] == [False, False]
+        assert len(server.requests) == 2
+    assert {row["state"] for row in desk.rows(select(models.effect))} == {"done"}
 
 
 def wait_until(found) -> None:

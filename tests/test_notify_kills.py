@@ -107,7 +107,7 @@ def test_killed_on_the_wire(engine, database, tmp_path, workers):
         make(engine, database, tmp_path, server, "alert", "webhook")
         worker = workers(server)
         eventually(lambda: len(server.requests) == 2)
-        assert states(engine) == {"alert": "claimed", "webhook": "claimed"}
+        assert states(engine) == {"alert": "on_wire", "webhook": "on_wire"}
         worker.kill()
         worker.wait(10)
         server.release.set()

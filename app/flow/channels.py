@@ -1,4 +1,7 @@
-"""Channels: where alerts and webhooks go. `lifecycle.yaml` names them, an installation gives them its addresses, kept sealed (X-44)."""
+"""Channels: where alerts and webhooks go. `lifecycle.yaml` names them, an installation gives them its addresses, kept sealed (X-44).
+
+One whose address is said to be gone for good is disabled, and nothing is called there until somebody enables it by hand.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ OLD_SECRET_LIFE = timedelta(hours=24)  # how long both sign after a rotation
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _PREFIX = "channel:"
+_DISABLED = "channel_disabled:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def set_channel(
     """Gives the channel its address, or another one; the caller shows `secret` once.
 
     A webhook gets a secret of its own the first time and keeps it when its address changes; `rotate` makes another, and the old one signs
-    too for 24 hours. Raises InputError on a bad name or address; calls nobody.
+    too for 24 hours. A disabled channel is enabled by it. Raises InputError on a bad name or address; calls nobody.
     """
     if not _NAME.fullmatch(name) or name == "owner":
         raise InputError("must be lower-case letters, digits and _, and not owner", "name")
@@ -77,13 +81,50 @@ def set_channel(
     row = {"name": _PREFIX + name, "value": _seal(settings, made), "secret": True}
     statement = insert(setting).values(row)
     conn.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value, "secret": True}))
+    _enable(conn, name)
     return made
+
+
+def disable_channel(conn: Connection, settings: Settings, called: Channel, why: str, now: datetime) -> bool:
+    """Disables the channel, unless it has another address by now than the one that was `called`. Returns whether it did."""
+    # A new address that is being set at this moment is waited for.
+    conn.execute(select(setting.c.name).where(setting.c.name == _PREFIX + called.name).with_for_update())
+    try:
+        present = find_channels(conn, settings, [called.name]).get(called.name)
+    except Sealed:
+        return False
+    if present is None or present.address != called.address:
+        return False
+    said = to_json({"at": now, "why": why[:200]}).decode()
+    row = insert(setting).values(name=_DISABLED + called.name, value=said).on_conflict_do_nothing().returning(setting.c.name)
+    return conn.execute(row).first() is not None
+
+
+def enable_channel(conn: Connection, name: str) -> None:
+    """Has alerts and webhooks go there again; what failed meanwhile stays as it is. Raises NotFound, InputError."""
+    if not _enable(conn, name):
+        if conn.execute(select(setting.c.name).where(setting.c.name == _PREFIX + name)).first() is None:
+            raise NotFound(f"There is no channel {name} on this installation: nurture channels list")
+        raise InputError(f"channel {name} is not disabled")
+
+
+def find_disabled(conn: Connection, names: Iterable[str] | None = None) -> dict[str, dict[str, str]]:
+    """The disabled ones of these channels, or of all: {at, why}, by name."""
+    statement = select(setting.c.name, setting.c.value).where(setting.c.name.startswith(_DISABLED, autoescape=True))
+    if names is not None:
+        statement = statement.where(setting.c.name.in_([_DISABLED + name for name in names]))
+    return {row.name.removeprefix(_DISABLED): from_json(row.value) for row in conn.execute(statement.order_by(setting.c.name))}
+
+
+def _enable(conn: Connection, name: str) -> bool:
+    return bool(conn.execute(delete(setting).where(setting.c.name == _DISABLED + name)).rowcount)
 
 
 def remove_channel(conn: Connection, name: str) -> None:
     """Forgets the channel's address and secrets. Raises NotFound."""
     if not conn.execute(delete(setting).where(setting.c.name == _PREFIX + name)).rowcount:
         raise NotFound(f"There is no channel {name} on this installation: nurture channels list")
+    _enable(conn, name)
 
 
 def find_channels(conn: Connection, settings: Settings, names: Iterable[str] | None = None) -> dict[str, Channel]:
@@ -107,6 +148,7 @@ def list_channels(conn: Connection, settings: Settings, declared: Mapping[str, s
     """Every channel that `lifecycle.yaml` declares or that has an address, by name: never a secret, of a URL only its host."""
     stored = conn.execute(select(setting.c.name).where(setting.c.name.startswith(_PREFIX, autoescape=True))).scalars()
     opened = find_channels(conn, settings)
+    disabled = find_disabled(conn)
     sealed = {name.removeprefix(_PREFIX) for name in stored} - opened.keys()
     rows = []
     for name in sorted({*declared, *opened, *sealed}):
@@ -118,10 +160,17 @@ def list_channels(conn: Connection, settings: Settings, declared: Mapping[str, s
                 "declared": name in declared,
                 "kind": one.kind if one else None,
                 "to": one.shown if one else None,
-                "state": "ready" if one else "sealed under another secret key" if name in sealed else "has no address",
+                "state": _state(one is not None, name in sealed, name in disabled),
+                "disabled": disabled.get(name),
             }
         )
     return rows
+
+
+def _state(opened: bool, sealed: bool, disabled: bool) -> str:
+    if disabled:
+        return "disabled"
+    return "ready" if opened else "sealed under another secret key" if sealed else "has no address"
 
 
 def _with_secret(made: Channel, known: Channel | None, now: datetime, rotate: bool) -> Channel:

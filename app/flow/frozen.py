@@ -23,16 +23,14 @@ def freeze(conn: Connection, campaign_id: int, now: datetime) -> None:
     _note(conn, done, now, "campaign", "wait", "campaign_paused")
 
 
-def freeze_claimed(conn: Connection, effect: Row, now: datetime) -> bool:
-    """Whether the campaign of a claimed effect is paused; if so it waits, and the claim is void.
+def freeze_claimed(conn: Connection, effect: Row, now: datetime) -> None:
+    """Has a claimed effect wait if its campaign is paused, and voids the claim; otherwise, and where the claim is void already, nothing.
 
     Whoever ends the pause at this moment is waited for, so that nothing freezes that nobody will thaw.
     """
-    if not conn.exec_driver_sql(_PAUSED, {"campaign": effect.campaign_id}).all():
-        return False
-    done = conn.exec_driver_sql(_FREEZE_CLAIMED, {"id": effect.id, "claim": effect.claim}).all()
-    _note(conn, done, now, "campaign", "wait", "campaign_paused")
-    return True
+    if conn.exec_driver_sql(_PAUSED, {"campaign": effect.campaign_id}).all():
+        done = conn.exec_driver_sql(_FREEZE_CLAIMED, {"id": effect.id, "claim": effect.claim}).all()
+        _note(conn, done, now, "campaign", "wait", "campaign_paused")
 
 
 def waiting(conn: Connection, campaign_id: int, now: datetime) -> list[Row]:

@@ -1,8 +1,9 @@
 """Doing the effects on staff and other systems: alerts and webhooks that are due (tasks are rows and nothing more).
 
-    claim, commit ─▶ channel, text ─▶ the wire ─▶ settle        one thread for each, as many claims as there are threads
+    claim, commit ─▶ channel, text ─▶ on_wire, commit ─▶ the wire ─▶ settle      one thread for each, as many claims as threads
 
-What belongs to a paused campaign is frozen instead (`flow.frozen`): its mode is read at the last moment.
+What belongs to a paused campaign is frozen instead (`flow.frozen`): its mode is read in the statement that commits `on_wire`. Whoever dies
+before that has called nobody.
 
 An alert goes out at most once: whatever may have been taken is `unknown` and stays so. A webhook goes out until it is answered, always
 under the same id, by which receivers know it again (Standard Webhooks).
@@ -32,7 +33,7 @@ from app.config import PRODUCT, VERSION, Settings
 from app.db import insert_rows
 from app.errors import CallError, RenderSkip, SendError
 from app.flow import claims, frozen, mime, publish
-from app.flow.channels import Channel, Sealed, find_channels
+from app.flow.channels import Channel, Sealed, disable_channel, find_channels, find_disabled
 from app.flow.claims import Heartbeat
 from app.flow.composing.filters import one_line
 from app.flow.deliver import transport_for
@@ -84,7 +85,8 @@ def run(
 
 
 def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead_after: float = Limits.dead_after) -> claims.Recovered:
-    """Takes over what dead workers had claimed: a webhook is due again under its old id, an alert is `unknown` and never sent again.
+    """Takes over what dead workers had claimed: what was not on the wire yet is due again; of what was, a webhook is due again under its
+    old id, and an alert is `unknown` and never sent again.
 
     Dead is what it is for messages (invariant 5). The token of an unknown alert stays, so that a worker that wakes up may still say what
     became of it; that of a webhook is void, and what it says is ignored.
@@ -96,7 +98,7 @@ def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead
         lost = conn.exec_driver_sql(_LOSE, at).all()
         insert_rows(conn, decision, [_ledger(row, now, Ending("unknown", "effect_unknown"), {"cause": "worker_died"}) for row in lost])
     if due or lost:
-        log.warning("recovered from dead workers: %d webhooks are due again, %d alerts are unknown", due, len(lost))
+        log.warning("recovered from dead workers: %d alerts and webhooks are due again, %d alerts are unknown", due, len(lost))
     if due:
         bells.notify()
     return claims.Recovered(due, len(lost))
@@ -142,11 +144,13 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one claim ended. `called` says whether an attempt was made; only such are counted."""
+    """How one claim ended. `called` says whether an attempt was made; only such are counted. `gone` is a channel whose address answered
+    that nobody listens there any more."""
 
     ending: Ending
     reply: str | None = None
     called: bool = True
+    gone: Channel | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -160,10 +164,9 @@ class Desk:
         """One effect, from its claim to its settlement. Returns whether it was taken."""
         try:
             with self.engine.begin() as conn:
-                paused = conn.exec_driver_sql(_STILL_OURS, {"id": row.id, "claim": row.claim}).scalar()
-                if paused is None:
-                    return False  # believed dead and taken over, before anything went out
-                if paused and frozen.freeze_claimed(conn, row, self.clock()):
+                if not conn.exec_driver_sql(_ON_WIRE, {"id": row.id, "claim": row.claim}).all():
+                    # Believed dead and taken over, or held up by a pause; nothing went out.
+                    frozen.freeze_claimed(conn, row, self.clock())
                     return False
                 lifecycle = publish.book(conn).lifecycle
                 result = channel = self._channel(conn, row)
@@ -187,6 +190,8 @@ class Desk:
             return Result(Ending("failed", "sealed_channel"), called=False, evidence={"channel": to, "problem": error.problem})
         if found is None:
             return Result(Ending("failed", "no_channel"), called=False, evidence={"channel": to})
+        if to in find_disabled(conn, [to]):
+            return Result(Ending("failed", "channel_disabled"), called=False, evidence={"channel": to})
         if row.kind == "webhook" and found.kind != "webhook":
             return Result(Ending("failed", "wrong_channel"), called=False, evidence={"channel": to, "kind": found.kind})
         return found
@@ -200,7 +205,8 @@ class Desk:
             answer = _post(self.caller, channel, self._words(row), self._data(row), f"msg_{row.id.hex}", now)
             named = _retry_after(answer.headers.get("retry-after"), now)
             end = answered(answer.status, named, repeats, row.id, attempts, self.clock(), row.since)
-            return Result(end, f"{answer.status} {_said(answer)}".strip(), evidence={"status": answer.status})
+            gone = channel if end.reason == "channel_gone" else None
+            return Result(end, f"{answer.status} {_said(answer)}".strip(), gone=gone, evidence={"status": answer.status})
         except CallError as error:
             end = unanswered(error.outcome, repeats, row.id, attempts, self.clock(), row.since)
             return Result(end, str(error)[:REPLY_KEPT], called=error.outcome != "refused")
@@ -247,6 +253,8 @@ class Desk:
         for pause in (0.2, 0.5, 1, 2, 5, 10):
             try:
                 with self.engine.begin() as conn:
+                    if result.gone and disable_channel(conn, self.settings, result.gone, result.reply or "", self.clock()):
+                        log.warning("channel %s is disabled: %s answered that it is gone", result.gone.name, result.gone.shown)
                     return settle(conn, row, result, self.clock())
             except AWAY as error:
                 log.warning("a result waits for the database: %s", error.orig)
@@ -426,23 +434,27 @@ where durable.commit = 'on' and f.state = 'due' and f.id = any(array(
     select id from effect where state = 'due' and due_at <= %(now)s order by due_at limit %(limit)s for update skip locked
 ))
 returning {_COLUMNS}"""
-_STILL_OURS = """
-select k.mode = 'paused' from effect f join campaign k on k.id = f.campaign_id
-where f.id = %(id)s and f.claim = %(claim)s and f.state = 'claimed'"""
+_ON_WIRE = """
+with durable as materialized (select set_config('synchronous_commit', 'on', true) as commit)
+update effect f set state = 'on_wire' from durable
+where durable.commit = 'on' and f.id = %(id)s and f.claim = %(claim)s and f.state = 'claimed'
+    and not exists (select from campaign k where k.id = f.campaign_id and k.mode = 'paused')
+returning f.id"""
 _SETTLE = """
 update effect set state = %(state)s, reason = %(reason)s, due_at = coalesce(%(due)s, due_at), attempts = %(attempts)s,
     reply = coalesce(%(reply)s, reply),
     claim = case when %(state)s = 'due' then null else claim end,
     worker_id = case when %(state)s = 'due' then null else worker_id end,
     settled_at = case when %(state)s = 'due' then null else %(now)s::timestamptz end
-where id = %(id)s and claim = %(claim)s and (state = 'claimed' or (state = 'unknown' and %(state)s in ('done', 'failed')))
+where id = %(id)s and claim = %(claim)s and (state in ('claimed', 'on_wire') or (state = 'unknown' and %(state)s in ('done', 'failed')))
 returning id"""
 _DEAD = """select f.id from effect f left join worker w on w.id = f.worker_id
-    where f.state = 'claimed' and f.kind = '{kind}' and (w.id is null or w.stopped_at is not null
+    where {held} and (w.id is null or w.stopped_at is not null
         or w.heartbeat_at < clock_timestamp() - make_interval(secs => %(dead)s))
     limit %(limit)s for update of f skip locked"""
-_GIVE_BACK = f"update effect set state = 'due', claim = null, worker_id = null where id = any(array({_DEAD.format(kind='webhook')}))"
+_GIVEN_BACK = _DEAD.format(held="(f.state = 'claimed' or (f.state = 'on_wire' and f.kind = 'webhook'))")
+_GIVE_BACK = f"update effect set state = 'due', claim = null, worker_id = null where id = any(array({_GIVEN_BACK}))"
 _LOSE = f"""
 update effect f set state = 'unknown', reason = 'effect_unknown', settled_at = %(now)s, attempts = attempts + 1
-where f.id = any(array({_DEAD.format(kind="alert")}))
+where f.id = any(array({_DEAD.format(held="f.state = 'on_wire' and f.kind = 'alert'")}))
 returning {_COLUMNS}"""

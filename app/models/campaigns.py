@@ -109,8 +109,8 @@ effect = Table(
     Column("created_at", Time, nullable=False),
     Column("due_at", Time, nullable=False),
     Column("resumed_at", Time),  # when a pause ended that had held it up; it is given up a day after that
-    # due → claimed → done | unknown | failed, or due again; ghosted and shadow are settled when made. While the campaign is paused it is
-    # frozen, and then due or skipped.
+    # due → claimed → on_wire → done | unknown | failed, or due again; ghosted and shadow are settled when made. While the campaign is
+    # paused it is frozen, and then due or skipped.
     Column("state", Text, nullable=False),
     Column("reason", Text),
     Column("claim", Uuid),
@@ -121,7 +121,7 @@ effect = Table(
     Column("reply", Text),
     Index("uq_effect", "enrollment_id", "step_id", "occurrence", "contact_id", unique=True, postgresql_nulls_not_distinct=True),
     Index("ix_effect_due", "due_at", postgresql_where=text("state = 'due'")),
-    Index("ix_effect_claimed", "worker_id", postgresql_where=text("state = 'claimed'")),
+    Index("ix_effect_claimed", "worker_id", postgresql_where=text("state in ('claimed', 'on_wire')")),
     Index("ix_effect_frozen", "campaign_id", postgresql_where=text("state = 'frozen'")),
     Index("ix_effect_account", "account_id", "created_at"),
 )

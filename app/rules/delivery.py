@@ -29,6 +29,7 @@ SIGN_IN = frozenset({530, 534, 535, 538})
 CALL_SCHEDULE = tuple(timedelta(seconds=seconds) for seconds in (5, 60, 300, 1200, 3600, 7200, 14400))
 GIVEN_UP_AFTER = timedelta(hours=24)
 AGAIN = frozenset({408, 425, 429})  # refusals that another attempt may change, besides all of 500 and above
+GONE = 410  # nobody listens there any more (Standard Webhooks): the channel is disabled
 NOBODY_KNOWS = 504  # a gateway that waited in vain: what stands behind it may have taken the call
 
 _ENHANCED = re.compile(r"(?<![\d.])([245])\.(\d{1,3})\.(\d{1,3})(?![\d.])")
@@ -119,7 +120,7 @@ def answered(status: int, named: timedelta | None, repeats: bool, effect_id: UUI
         return unanswered("unknown", repeats, effect_id, attempts, now, since)
     if status in AGAIN or status >= 500:
         return later(effect_id, attempts, now, since, named)
-    return Ending("failed", "effect_refused")
+    return Ending("failed", "channel_gone" if status == GONE else "effect_refused")
 
 
 def unanswered(outcome: str, repeats: bool, effect_id: UUID, attempts: int, now: datetime, since: datetime) -> Ending:

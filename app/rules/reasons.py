@@ -111,6 +111,8 @@ SENTENCES: dict[str, str] = {
     "effect_unknown": "No answer came after the alert went out; it may have arrived, so it is not sent again.",
     "no_owner": "The account has no owner with an email address, so nobody was told.",
     "no_channel": "The channel has no address on this installation: nurture channels set gives it one.",
+    "channel_gone": "The other side said that its address is gone for good (410), so the channel was disabled.",
+    "channel_disabled": "The channel is disabled, since its address was said to be gone: nurture channels enable opens it again.",
     "wrong_channel": "A webhook goes to a channel that is a webhook, and this one is not.",
     "sealed_channel": "The channel's address was sealed under another secret key: nurture channels set gives it anew.",
     "unsafe_address": "The channel's address is not one that may be called.",

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 DAYS = 7
 STATES = ("due", "claimed", "in_dot", "sent", "unknown", "skipped", "ghosted", "shadow")
-EFFECT_STATES = ("due", "frozen", "claimed", "done", "unknown", "failed", "skipped", "ghosted", "shadow")
+EFFECT_STATES = ("due", "frozen", "claimed", "on_wire", "done", "unknown", "failed", "skipped", "ghosted", "shadow")
 
 
 def customers(conn: Connection) -> dict[str, Any]:

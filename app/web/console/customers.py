@@ -11,6 +11,7 @@ from werkzeug import Response
 
 from app.errors import InputError
 from app.flow import consents, holding
+from app.flow.channels import find_disabled
 from app.flow.explain import explain, read_moment
 from app.flow.reading import accounts, campaigns, contacts, messages, overview, responses, timeline
 from app.flow.reading import tasks as tasks_of
@@ -40,6 +41,7 @@ def overview_page() -> str:
                 inner=[day["clicked"] for day in days],
             ),
             trouble=overview.trouble(conn),
+            disabled=find_disabled(conn),
             attention=accounts.attention(conn, g.now),
             answers=responses.responses(conn, limit=5).items,
             campaigns=[one for one in campaigns.campaigns(conn, g.now) if one["mode"] != "archived"],

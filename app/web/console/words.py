@@ -21,6 +21,7 @@ STATES: dict[str, tuple[str, str]] = {
     "frozen": ("Frozen", "warn"),
     "claimed": ("Being sent", "calm"),
     "in_dot": ("Being sent", "calm"),
+    "on_wire": ("Being sent", "calm"),
     "sent": ("Sent", "good"),
     "unknown": ("Unknown", "bad"),
     "skipped": ("Skipped", "warn"),
