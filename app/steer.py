@@ -208,7 +208,7 @@ def rollback(args: argparse.Namespace) -> None:
     from app.flow.versions import roll_back
 
     with cli.installation(args) as (_, engine), engine.begin() as conn:
-        done = roll_back(conn, args.campaign, args.number)
+        done = roll_back(conn, args.campaign, datetime.now(UTC), args.number)
     undo = f"nurture rollback {args.campaign} {done.before}"
     words = [
         f"New enrollments of {args.campaign} enter version {done.number} again, not {done.before}:",

@@ -246,7 +246,7 @@ def test_back_again_after_a_rollback(world):
         run(world.engine, at(moment))
         assert world.inside()[0][1:3] == ("pause", at(due))
         with world.engine.begin() as conn:
-            roll_back(conn, KEY, 1 if due == "5d" else 2)
+            roll_back(conn, KEY, at(), 1 if due == "5d" else 2)
 
 
 def test_a_crash_before_the_commit_moves_nobody(world):

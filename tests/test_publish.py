@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from alembic import command
 from sqlalchemy import select, text
 
 from app import db
 from app.errors import DefinitionError, InputError, NotFound
 from app.flow.check import read
+from app.flow.past import Laws
 from app.flow.publish import book, including, publish
+from app.flow.steering import set_mode
 from app.flow.versions import list_versions, rebranded, roll_back, texts_in, texts_of, unified
-from app.models import campaign, campaign_version, enrollment, message
+from app.migrate import config
+from app.models import campaign, campaign_change, campaign_version, enrollment, message
 from tests.stories import at, group, identify, post, run, track, write_campaigns
 
 WELCOME = """
@@ -98,7 +102,7 @@ def test_invariant_7_publishing_and_rolling_back_move_nobody(world):
     messages = world.rows(message.c.id, message.c.version_id, message.c.state, message.c.due_at)
     world.publish(WELCOME.replace("2d", "9d").replace("{id: hello", "{id: other"), "1h")
     with world.engine.begin() as conn:
-        roll_back(conn, KEY)
+        roll_back(conn, KEY, at())
     world.publish(
         "name: Empty\nstage: onboarding\ntopic: product\ntrigger: {event: signed_up}\nsteps:\n  - {id: end, exit: Enough}\n", "2h"
     )
@@ -152,17 +156,17 @@ def test_after_a_rollback_new_enrollments_enter_the_earlier_version_and_back_aga
     world.publish()
     world.publish(WELCOME.replace("wait: 2d", "wait: 3d").replace("name: Welcome", "name: Hello"), "1h")
     with world.engine.begin() as conn:
-        done = roll_back(conn, KEY)
+        done = roll_back(conn, KEY, at())
     assert (done.number, done.before) == (1, 2)
     assert list(done.difference.lines()) == ["~ name: Hello → Welcome", "~ step pause: wait: 3d → 2d"]
     assert world.rows(campaign.c.name) == [("Welcome",)]
     world.sign_up("acorn", moment="2h")
     with world.engine.begin() as conn:
-        assert roll_back(conn, KEY, 2).number == 2
+        assert roll_back(conn, KEY, at(), 2).number == 2
         with pytest.raises(InputError, match="already"):
-            roll_back(conn, KEY, 2)
+            roll_back(conn, KEY, at(), 2)
         with pytest.raises(NotFound, match="it has 1, 2"):
-            roll_back(conn, KEY, 9)
+            roll_back(conn, KEY, at(), 9)
     world.sign_up("bolt", moment="3h")
     numbers = select(campaign_version.c.number).join(enrollment, enrollment.c.version_id == campaign_version.c.id)
     with world.engine.connect() as conn:
@@ -176,23 +180,23 @@ def test_publishing_the_folder_as_it_is_undoes_no_rollback(world):
     third = WELCOME.replace("2d", "4d")
     world.publish(third)
     with world.engine.begin() as conn:
-        roll_back(conn, KEY)
-        roll_back(conn, KEY)
+        roll_back(conn, KEY, at())
+        roll_back(conn, KEY, at())
     same = world.publish(third)
     assert (same.what, same.number) == ("rolled back", 1)
     assert world.publish(WELCOME.replace("2d", "5d")).number == 4
     again = world.publish(third)  # the folder has changed since: now it is meant
     assert (again.what, again.number) == ("changed", 3)
     with world.engine.begin() as conn:
-        roll_back(conn, KEY, 1)
-        roll_back(conn, KEY, 3)
+        roll_back(conn, KEY, at(), 1)
+        roll_back(conn, KEY, at(), 3)
     assert world.publish(third).what == "unchanged"
 
 
 def test_there_is_nothing_before_the_first_version(world):
     world.publish()
     with world.engine.begin() as conn, pytest.raises(InputError, match="nothing to go back to"):
-        roll_back(conn, KEY)
+        roll_back(conn, KEY, at())
 
 
 def test_two_versions_and_the_folder_are_compared_as_text(world):
@@ -257,3 +261,46 @@ def test_an_old_version_is_forgotten_when_something_is_published(world):
     world.publish(WELCOME.replace("2d", "4d"))
     with world.engine.connect() as conn:
         assert first not in book(conn).versions
+
+
+# What was in force when ----------------------------------------------------------------------------------------------
+
+
+def changes(engine):
+    with engine.connect() as conn:
+        rows = conn.execute(select(campaign_change, campaign_version.c.number).join(campaign_version).order_by(campaign_change.c.id))
+        return [(one.mode, one.number, one.at, one.by) for one in rows]
+
+
+def test_every_change_of_what_is_in_force_is_written_down(world):
+    """And the past is explained by it: modes before the latest one, and the version after a rollback."""
+    world.publish(WELCOME)
+    world.publish(WELCOME.replace("wait: 2d", "wait: 3d"), moment="1d")
+    world.publish(WELCOME.replace("wait: 2d", "wait: 3d"), moment="2d")  # says the same
+    with world.engine.begin() as conn:
+        set_mode(conn, KEY, "paused", at("3d"), by="console")
+        roll_back(conn, KEY, at("4d"), by="console")
+        set_mode(conn, KEY, "live", at("5d"), by="key ops")
+    wanted = [("live", 1, "0s", "publish"), ("live", 2, "1d", "publish"), ("paused", 2, "3d", "console"), ("paused", 1, "4d", "console")]
+    assert changes(world.engine) == [(m, n, at(t), by) for m, n, t, by in (*wanted, ("live", 1, "5d", "key ops"))]
+    with world.engine.connect() as conn:
+        laws = Laws(conn)
+        found = []
+        for moment in ("0s", "36h", "84h", "108h", "9d"):
+            known = laws.book(at(moment))
+            found.append((known.standings[KEY].mode, known.versions[known.standings[KEY].version].number))
+        assert found == [("live", 1), ("live", 2), ("paused", 2), ("paused", 1), ("live", 1)]
+        assert laws.published_at(KEY) == at()
+
+
+def test_what_an_older_database_knows_is_kept(world):
+    world.publish(WELCOME)
+    world.publish(WELCOME.replace("wait: 2d", "wait: 3d"), moment="2d")
+    with world.engine.begin() as conn:
+        set_mode(conn, KEY, "paused", at("3d"))
+        roll_back(conn, KEY, at("4d"))
+        command.downgrade(config(conn), "0002")
+        command.upgrade(config(conn), "head")
+    found = changes(world.engine)
+    assert [one[:3] for one in found[:3]] == [("draft", 1, at()), ("draft", 2, at("2d")), ("paused", 2, at("3d"))]
+    assert found[3][:2] == ("paused", 1) and {one[3] for one in found} == {"migration"}

@@ -89,7 +89,7 @@ class World:
         assert move(conn, plan, self.now)[0] == 0
 
     def back(self, conn, _):
-        roll_back(conn, KEY)
+        roll_back(conn, KEY, self.now)
 
     def pause(self, conn, _):
         set_mode(conn, KEY, "paused", self.now)

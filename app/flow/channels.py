@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.postgresql import insert
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,35 +145,31 @@ class _Watched(World):
 
 
 class Laws:
-    """Which book was in force when, as far as is stored: every published version has its time, but of a campaign's mode only the
-    present one has; before that, it was live (or shadow) if anybody entered it so, else draft. A rollback has no time: the version that is
-    in force now counts from the time when it was published, until another is."""
+    """Which book was in force when: every publication, rollback and change of a mode is written down with its time."""
 
     def __init__(self, conn: Connection):
         self.conn = conn
         self._where = conn.engine.url.render_as_string(hide_password=True)
         self._lifecycles: Sequence[Row] = conn.exec_driver_sql(_LIFECYCLES).all()
-        self._campaigns: Sequence[Row] = conn.exec_driver_sql(_CAMPAIGNS).all()
-        self._versions: Sequence[Row] = conn.exec_driver_sql(_VERSIONS).all()
-        self._earlier: Mapping[int, str] = dict(conn.exec_driver_sql(_EARLIER).all())
-        times = {one.published_at for one in (*self._lifecycles, *self._versions)}
-        self.changes: list[datetime] = sorted(times | {one.mode_at for one in self._campaigns if one.mode_at is not None})
+        self._changes: dict[str, list[Row]] = {}
+        for one in conn.exec_driver_sql(_CHANGES):
+            self._changes.setdefault(one.key, []).append(one)
+        times = {one.published_at for one in self._lifecycles} | {one.at for rows in self._changes.values() for one in rows}
+        self.changes: list[datetime] = sorted(times)
 
     def published_at(self, key: str) -> datetime | None:
         """When the campaign was first published."""
-        ident = next((one.id for one in self._campaigns if one.key == key), None)
-        return min((one.published_at for one in self._versions if one.campaign_id == ident), default=None)
+        return next((one.at for one in self._changes.get(key, ())), None)
 
     def book(self, at: datetime) -> Book:
         """What was in force at that moment; before anything was, what came first."""
         known = [one for one in self._lifecycles if one.published_at <= at]
         row = known[-1] if known else self._lifecycles[0]
         standings = []
-        for one in self._campaigns:
-            published = [version.id for version in self._versions if version.campaign_id == one.id and version.published_at <= at]
-            if published:
-                mode = one.mode if one.mode_at is None or at >= one.mode_at else self._earlier.get(one.id, "draft")
-                standings.append(Standing(one.id, one.key, mode, published[-1]))
+        for key, rows in self._changes.items():
+            if (there := bisect_right(rows, at, key=lambda one: one.at)) > 0:
+                one = rows[there - 1]
+                standings.append(Standing(one.campaign_id, key, one.mode, one.version_id))
         place = (self._where, row.id, tuple(standings))
         with _lock:
             found = _books.get(place)
@@ -201,8 +198,6 @@ _OLDEST = """
 select (select min(received_at) from event where account_key = %(account)s),
        (select pruned_at from account where external_id = %(account)s)"""
 _LIFECYCLES = "select id, definition, published_at from lifecycle_version order by id"
-_CAMPAIGNS = "select id, key, mode, mode_at from campaign order by id"
-_VERSIONS = "select id, campaign_id, number, published_at from campaign_version order by published_at, number"
-_EARLIER = """
-select c.id, case when bool_or(not e.shadow) then 'live' else 'shadow' end
-from campaign c join enrollment e on e.campaign_id = c.id and e.entered_at < c.mode_at where c.mode_at is not null group by c.id"""
+_CHANGES = """
+select c.key, h.campaign_id, h.mode, h.version_id, h.at from campaign_change h join campaign c on c.id = h.campaign_id
+order by h.campaign_id, h.at, h.id"""

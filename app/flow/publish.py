@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, literal, select, text
 
 from app.db import LOCK_MIGRATION, insert_rows
 from app.errors import DefinitionError, NotFound
 from app.flow.audience import blocking, prove
 from app.flow.check import Campaigns, Folder, read
 from app.flow.weighing import errors, weigh
-from app.models import campaign, campaign_version, lifecycle_version, setting, template
+from app.models import campaign, campaign_change, campaign_version, lifecycle_version, setting, template
 from app.rules.book import Book, Standing, Version, build_book, compile_version
 from app.rules.conditions import ConditionError, Schema
 from app.rules.definition import Campaign
@@ -241,6 +241,8 @@ def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> P
     version_id, number = same if same is not None else _write_version(conn, folder, ident, now)
     keep_back(conn, folder.key, None)
     conn.execute(campaign.update().where(campaign.c.id == ident).values(version_id=version_id, name=folder.campaign.name))
+    if current != version_id:
+        remember(conn, ident, now, "publish")
     if current is None:
         return Published(folder.key, "new", number, mode)
     if current == version_id:
@@ -248,6 +250,12 @@ def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> P
     before = conn.execute(select(campaign_version.c.number, campaign_version.c.definition).where(campaign_version.c.id == current)).one()
     changes = difference(before.definition, folder.raw, changed_mails(conn, current, version_id))
     return Published(folder.key, "changed", number, mode, before.number, changes)
+
+
+def remember(conn: Connection, campaign_id: int, now: datetime, by: str) -> None:
+    """Writes down what is in force for the campaign from now on, and who changed it: the past is explained by it."""
+    row = select(campaign.c.id, campaign.c.mode, campaign.c.version_id, literal(now), literal(by)).where(campaign.c.id == campaign_id)
+    conn.execute(campaign_change.insert().from_select(["campaign_id", "mode", "version_id", "at", "by"], row))
 
 
 def went_back_from(conn: Connection, key: str) -> str | None:

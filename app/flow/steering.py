@@ -18,7 +18,7 @@ from app.db import LOCK_PARTITION
 from app.errors import InputError, NotFound
 from app.flow import frozen, outcome
 from app.flow.ingest import Own, raise_own
-from app.flow.publish import book, including
+from app.flow.publish import book, including, remember
 from app.models import campaign, installation
 from app.rules.journey import STEERED
 from app.rules.modes import OVERDUE, check_change
@@ -87,14 +87,22 @@ def overdue(conn: Connection, key: str, now: datetime) -> list[Overdue]:
 
 
 def set_mode(
-    conn: Connection, key: str, mode: str, now: datetime, *, was: str | None = None, choice: str | None = None, leave: bool = False
+    conn: Connection,
+    key: str,
+    mode: str,
+    now: datetime,
+    *,
+    was: str | None = None,
+    choice: str | None = None,
+    leave: bool = False,
+    by: str = "command",
 ) -> ModeChange:
     """Changes the mode of the campaign and what follows from that.
 
     `choice` (send, skip or exit) says what becomes of what fell due during a pause, and must be given where anything did. `leave` takes
     everybody out when the campaign is archived; otherwise those inside finish. Going live, archiving or going back to draft ends what ran
-    in shadow. `was` is the mode that whoever decides believes in. Raises NotFound, and InputError for a change that is not allowed, for an
-    answer that is missing, and where the mode is not what it `was`.
+    in shadow. `was` is the mode that whoever decides believes in, `by` who that is. Raises NotFound, and InputError for a change that is
+    not allowed, for an answer that is missing, and where the mode is not what it `was`.
     """
     if choice is not None and choice not in OVERDUE:
         raise InputError(f"must be one of {', '.join(OVERDUE)}", "overdue")
@@ -122,6 +130,7 @@ def set_mode(
         # Whoever ends a pause has seen why there was one.
         conn.exec_driver_sql(_RELEASE, {"campaign": row.id, "now": now})
     conn.execute(campaign.update().where(campaign.c.id == row.id).values(mode=mode, mode_at=now))
+    remember(conn, row.id, now, by)
     return steering.done(choice if row.mode == "paused" and not leave else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import unified_diff
 from functools import cache
 from hashlib import sha256
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, select
 
 from app.errors import InputError, NotFound
 from app.flow.check import Folder
-from app.flow.publish import changed_mails, inside_older, keep_back, went_back_from
+from app.flow.publish import changed_mails, inside_older, keep_back, remember, went_back_from
 from app.flow.steering import find_campaign
 from app.models import campaign, campaign_version
 from app.rules import definition, triggers
@@ -52,7 +53,7 @@ def list_versions(conn: Connection, key: str) -> list[dict[str, Any]]:
     return [dict(one._mapping) for one in found]
 
 
-def roll_back(conn: Connection, key: str, number: int | None = None) -> RolledBack:
+def roll_back(conn: Connection, key: str, now: datetime, number: int | None = None, *, by: str = "command") -> RolledBack:
     """New enrollments enter version `number` from now on, or the one before the present one; nobody inside is moved.
 
     What the folder says stays out of force until it changes: publishing it for another campaign's sake, or starting up, does not undo a
@@ -75,6 +76,7 @@ def roll_back(conn: Connection, key: str, number: int | None = None) -> RolledBa
         raise InputError(f"new enrollments enter version {target.number} already")
     name = target.definition.get("name") or row.name
     conn.execute(campaign.update().where(campaign.c.id == row.id).values(version_id=target.id, name=name))
+    remember(conn, row.id, now, by)
     kept = went_back_from(conn, key) or present.hash
     keep_back(conn, key, None if kept == target.hash else kept)
     inside = sum(one.count for one in inside_older(conn).get(key, ()))

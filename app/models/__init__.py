@@ -1,7 +1,17 @@
 """The tables. Nouns only: columns, constraints, indexes. No decisions, no queries."""
 
 from app.models.base import metadata
-from app.models.campaigns import campaign, campaign_version, decision, effect, enrollment, lifecycle_version, task, template
+from app.models.campaigns import (
+    campaign,
+    campaign_change,
+    campaign_version,
+    decision,
+    effect,
+    enrollment,
+    lifecycle_version,
+    task,
+    template,
+)
 from app.models.customers import (
     account,
     contact,
@@ -52,6 +62,7 @@ __all__ = [
     "api_key",
     "brake",
     "campaign",
+    "campaign_change",
     "campaign_version",
     "consent",
     "console_session",

@@ -38,6 +38,19 @@ campaign_version = Table(
     UniqueConstraint("campaign_id", "hash"),
 )
 
+campaign_change = Table(
+    "campaign_change",
+    metadata,
+    # What was in force when: a row for every publication, rollback and change of a mode. Append-only; the latest is what `campaign` says.
+    serial(),
+    Column("campaign_id", BigInteger, ForeignKey("campaign.id"), nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("version_id", BigInteger, ForeignKey("campaign_version.id"), nullable=False),
+    Column("at", Time, nullable=False),
+    Column("by", Text, nullable=False),  # publish, command, console, key NAME, or migration: as far as it was known
+    Index("ix_campaign_change", "campaign_id", "at"),
+)
+
 template = Table(
     "template",
     metadata,

@@ -529,7 +529,7 @@ def _who() -> str:
 
 
 def _changed(conn: Connection, campaign: str, mode: str, **said: Any) -> dict[str, Any]:
-    done = steering.set_mode(conn, campaign, mode, g.now, **said)
+    done = steering.set_mode(conn, campaign, mode, g.now, by=f"key {g.key.name}", **said)
     g.ring = done.partitions
     return {name: value for name, value in asdict(done).items() if name != "partitions"}
 

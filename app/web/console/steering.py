@@ -52,7 +52,7 @@ def change_mode(key: str) -> Response | tuple[str, int]:
     choice, leave = request.form.get("overdue") or None, request.form.get("exit") == "yes"
     try:
         with here().engine.begin() as conn:
-            done = set_mode(conn, key, wanted, g.now, was=was, choice=choice, leave=leave)
+            done = set_mode(conn, key, wanted, g.now, was=was, choice=choice, leave=leave, by="console")
     except InputError as error:
         return _refused(error)
     here().bells.advance(done.partitions)
@@ -69,7 +69,7 @@ def change_version(key: str) -> Response | tuple[str, int]:
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise InputError("is not the number of a version", "number")
         with here().engine.begin() as conn:
-            done = roll_back(conn, key, int(number))
+            done = roll_back(conn, key, g.now, int(number), by="console")
             if str(done.before) != was:
                 raise InputError(f"somebody has changed it meanwhile: it is {done.before} now, not {was or 'known'}", "version")
     except InputError as error:
