@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
@@ -17,6 +18,7 @@ from app.flow import states
 from app.flow.advance import advance, run_partition
 from app.flow.ingest import accept
 from app.flow.items import read_items
+from app.migrate import config
 from app.models import (
     account,
     contact,
@@ -422,3 +424,80 @@ def test_a_late_event_does_not_make_a_contact_seen_earlier(engine, tmp_path, bat
     post(engine, late, now=at("3d1h"))
     run(engine, at("3d2h"), batch=batch)
     assert rows(engine, contact, contact.c.last_seen_at) == [(at("3d"),)]
+
+
+@pytest.mark.parametrize("batch", [1000, 1])
+def test_who_is_no_contact_yet_is_seen_as_soon_as_he_is_one(engine, tmp_path, batch):
+    """An event of somebody nobody has told of is no reason to overlook him for the rest of the day."""
+    publish_campaigns(engine, tmp_path / "c", {})
+    post(engine, group(contact=None), track("logged_in"))
+    run(engine, batch=batch)
+    post(engine, track("logged_in"), *ADA, now=at("1h"))
+    run(engine, at("1h"), batch=batch)
+    assert rows(engine, contact, contact.c.last_seen_at) == [(None,)]
+    post(engine, track("logged_in"), now=at("2h"))
+    run(engine, at("2h"), batch=batch)
+    assert rows(engine, contact, contact.c.last_seen_at) == [(at("2h"),)]
+
+
+def test_what_was_rolled_back_was_not_seen(engine, tmp_path):
+    publish_campaigns(engine, tmp_path / "c", {})
+    post(engine, *ADA)
+    run(engine)
+    post(engine, track("logged_in"), now=at("1h"))
+    with engine.connect() as conn:
+        advance(conn, busy(engine, at("1h"))[0], at("1h"), 100)
+        conn.rollback()
+    run(engine, at("1h"))
+    assert rows(engine, contact, contact.c.last_seen_at) == [(at("1h"),)]
+
+
+@pytest.mark.parametrize("batch", [1000, 1])
+def test_who_was_seen_under_the_former_id_was_seen(engine, tmp_path, batch):
+    publish_campaigns(engine, tmp_path / "c", {})
+    post(engine, group(contact="a-1"), identify("a-1", email="a@example.com"))
+    run(engine)
+    post(engine, track("logged_in", "a-1"), {"type": "alias", "userId": "ada", "previousId": "a-1"}, now=at("1h"))
+    run(engine, at("1h"), batch=batch)
+    assert rows(engine, contact, contact.c.external_id, contact.c.last_seen_at) == [("ada", at("1h"))]
+
+
+SILENT = """
+name: Silent
+stage: onboarding
+topic: product
+enrolls: contact
+reentry: {after: 1h}
+trigger: {inactive: {days: 2}}
+steps: [{id: miss, email: miss.mjml, subject: Miss}]
+"""
+
+
+def silences(engine):
+    return [name for (name,) in rows(engine, event, event.c.name) if name == "nurture.contact_inactive"]
+
+
+def test_a_silence_is_told_once_whatever_the_contact_is_called(engine, tmp_path):
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/silent": SILENT})
+    post(engine, group(contact="a-1"), identify("a-1", email="a@example.com"))
+    run(engine)
+    run(engine, at("3d"))
+    assert len(silences(engine)) == 1
+    post(engine, {"type": "alias", "userId": "ada", "previousId": "a-1"}, now=at("73h"))
+    for day in range(4, 8):
+        run(engine, at(f"{day}d"))
+    assert rows(engine, contact, contact.c.external_id) == [("ada",)] and len(silences(engine)) == 1
+
+
+def test_what_was_told_before_an_update_is_not_told_again(engine, tmp_path):
+    """An older database called people by their ids in what an account remembers."""
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/silent": SILENT})
+    post(engine, group(), identify(email="ada@example.com"))
+    run(engine)
+    run(engine, at("3d"))
+    with engine.begin() as conn:
+        command.downgrade(config(conn), "0002")
+        assert conn.execute(text("select jsonb_object_keys(watched) from account")).scalars().all() == ["inactive:*:2@ada"]
+        command.upgrade(config(conn), "head")
+    run(engine, at("5d"))
+    assert len(silences(engine)) == 1

@@ -44,6 +44,7 @@ class Advanced:
     full: bool = False
     mail_due: bool = False
     effects_due: bool = False
+    noted: dict[str, datetime] = field(default_factory=dict)  # contacts that were written down as seen, once this is committed
     ring: set[int] = field(default_factory=set)
 
 
@@ -77,6 +78,7 @@ def run_partition(engine: Engine, bells: Bells, partition: int, clock: Callable[
                 with engine.begin() as conn:
                     _park(conn, partition, poison, error, clock())
             continue
+        consequences.note(engine, done.noted)
         if done.mail_due:
             bells.deliver()
         if done.effects_due:
@@ -109,7 +111,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
     _route(conn, taken, batch, partition, now, done)
     accounts = _accounts(conn, taken, partition, now)
     batch.book = book = including(conn, book, _versions(accounts, taken))
-    strangers = _contacts(conn, taken, now)
+    strangers, batch.unborn = _contacts(conn, taken, now)
     _addresses(conn, taken)
     accounts = _complete(conn, book, accounts, taken, now)
     batch.before = dict(accounts)
@@ -120,6 +122,8 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
             poison.contact = occurrence.contact if isinstance(occurrence, Event) and key is None else None
         if isinstance(occurrence, Event) and occurrence.kind == "alias":
             batch.aliases.append(occurrence)
+        if _speaks_of_contact(occurrence):
+            batch.unborn.discard(occurrence.contact)
         if key is None:
             _alone(batch, occurrence)
             continue
@@ -132,6 +136,7 @@ def advance(conn: Connection, partition: int, now: datetime, limit: int, poison:
     batch.after = accounts
     batch.processed = taken.processed_ids()
     done.mail_due, done.effects_due = consequences.write(conn, batch)
+    done.noted = batch.noted
     return done
 
 
@@ -310,17 +315,18 @@ def _versions(accounts: dict[str, Account], taken: _Taken) -> Iterator[int]:
             yield version
 
 
-def _contacts(conn: Connection, taken: _Taken, now: datetime) -> dict[str, Contact]:
-    """The contacts that events of this batch speak of, locked, made where they are new, as strangers without a membership."""
+def _contacts(conn: Connection, taken: _Taken, now: datetime) -> tuple[dict[str, Contact], set[str]]:
+    """The contacts that events of this batch speak of, locked, made where they are new, as strangers without a membership; and which are
+    new."""
     keys = {
         one.event.contact: one.event.at
         for one in reversed(taken.events)
         if one.event.contact and one.event.kind in ("identify", "group") and one.event.id not in taken.set_aside
     }
     if not keys:
-        return {}
-    consequences.make_contacts(conn, keys)
-    return states.load_contacts(conn, list(keys), now, lock=True)
+        return {}, set()
+    new = consequences.make_contacts(conn, keys)
+    return states.load_contacts(conn, list(keys), now, lock=True), new
 
 
 def _addresses(conn: Connection, taken: _Taken) -> None:

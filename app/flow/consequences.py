@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from app.db import insert_rows, update_rows
 from app.flow import wording
@@ -61,12 +61,15 @@ class Batch:
     stages: list[tuple[str, str, datetime, str]] = field(default_factory=list)
     seen: dict[str, datetime] = field(default_factory=dict)
     seen_contacts: dict[str, datetime] = field(default_factory=dict)
+    unborn: set[str] = field(default_factory=set)  # contacts that a later event of the batch is the first to tell of
+    noted: dict[str, datetime] = field(default_factory=dict)
 
     def add(self, key: str, occurrence: Occurrence, reaction: Reaction) -> None:
         """What the rules said to one occurrence of the account."""
         if isinstance(occurrence, Event):
             self.seen[key] = occurrence.received_at
-            if occurrence.kind == "track" and occurrence.contact and not occurrence.own and occurrence.mark is None:
+            counts = occurrence.kind == "track" and not occurrence.own and occurrence.mark is None
+            if counts and occurrence.contact and occurrence.contact not in self.unborn:
                 known = self.seen_contacts.get(occurrence.contact, occurrence.occurred_at)
                 self.seen_contacts[occurrence.contact] = max(known, occurrence.occurred_at)
             for metric in reaction.usage:
@@ -111,9 +114,16 @@ def make_accounts(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     insert_rows(conn, account_table, made, conflict="do nothing")
 
 
-def make_contacts(conn: Connection, keys: Mapping[str, datetime]) -> None:
-    """Makes contacts that were never heard of, in the order of their keys, so that two partitions cannot wait in a circle."""
-    conn.exec_driver_sql(_NEW_CONTACTS, {"keys": sorted(keys), "times": [keys[key] for key in sorted(keys)]})
+def make_contacts(conn: Connection, keys: Mapping[str, datetime]) -> set[str]:
+    """Makes contacts that were never heard of, in the order of their keys, so that two partitions cannot wait in a circle. Returns those
+    that were made."""
+    rows = conn.exec_driver_sql(_NEW_CONTACTS, {"keys": sorted(keys), "times": [keys[key] for key in sorted(keys)]})
+    return set(rows.scalars())
+
+
+def note(engine: Engine, noted: Mapping[str, datetime]) -> None:
+    """Has this process remember who was written down as seen. Only after the commit: what was rolled back is written again."""
+    _recently_seen.note(str(engine.url), noted)
 
 
 def _write_contacts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> dict[tuple[str, str], int]:
@@ -139,16 +149,20 @@ def _write_contacts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> d
     insert_rows(conn, membership, members, conflict="(account_id, contact_id) do update set roles = excluded.roles")
     if batch.aliases:
         aliases = [{"p": str(one.properties.get("previous_id") or ""), "c": one.contact, "at": one.occurred_at} for one in batch.aliases]
-        conn.exec_driver_sql(_RENAME, {"rows": to_json(aliases).decode()})
+        for former, present in conn.exec_driver_sql(_RENAME, {"rows": to_json(aliases).decode()}):
+            if (at := batch.seen_contacts.pop(former, None)) is not None:
+                batch.seen_contacts[present] = max(at, batch.seen_contacts.get(present, at))
         conn.exec_driver_sql(_ALIASES, {"rows": to_json(aliases).decode()})
     fresh = _recently_seen.news(str(conn.engine.url), batch.seen_contacts)
     if fresh:
-        conn.exec_driver_sql(_SEEN_CONTACTS, {"keys": sorted(fresh), "times": [fresh[key] for key in sorted(fresh)]})
+        rows = conn.exec_driver_sql(_SEEN_CONTACTS, {"keys": sorted(fresh), "times": [fresh[key] for key in sorted(fresh)]})
+        batch.noted = {key: fresh[key] for (key,) in rows}
     return contacts
 
 
 class _Seen:
-    """Which contacts this process has already noted as seen on which day, so that it writes each once a day. Losing it costs a write."""
+    """Which contacts this process has already written down as seen on which day, so that it writes each once a day. Losing it costs a
+    write."""
 
     LIMIT = 100_000
 
@@ -156,12 +170,14 @@ class _Seen:
         self.days: dict[str, dict[str, int]] = {}
 
     def news(self, database: str, seen: Mapping[str, datetime]) -> dict[str, datetime]:
+        known = self.days.get(database, {})
+        return {key: at for key, at in seen.items() if known.get(key, 0) < at.toordinal()}
+
+    def note(self, database: str, seen: Mapping[str, datetime]) -> None:
         known = self.days.setdefault(database, {})
         if len(known) + len(seen) > self.LIMIT:
             known.clear()
-        fresh = {key: at for key, at in seen.items() if known.get(key, 0) < at.toordinal()}
-        known.update((key, at.toordinal()) for key, at in fresh.items())
-        return fresh
+        known.update((key, at.toordinal()) for key, at in seen.items())
 
 
 _recently_seen = _Seen()
@@ -402,10 +418,14 @@ def _write_derived(conn: Connection, batch: Batch) -> None:
 _NEW_CONTACTS = """
 insert into contact (external_id, created_at)
 select k, t from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
-where not exists (select 1 from contact c where c.external_id = k) order by k on conflict do nothing"""
+where not exists (select 1 from contact c where c.external_id = k) order by k on conflict do nothing returning external_id"""
+# Returns whom there is: somebody who is no contact yet is looked for again.
 _SEEN_CONTACTS = """
-update contact c set last_seen_at = r.t from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
-where c.external_id = r.k and (c.last_seen_at is null or c.last_seen_at < date_trunc('day', r.t))"""
+with seen as (
+    update contact c set last_seen_at = r.t from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
+    where c.external_id = r.k and (c.last_seen_at is null or c.last_seen_at < date_trunc('day', r.t))
+)
+select external_id from contact where external_id = any(%(keys)s)"""
 _UNASSESSED = """
 insert into unassessed as u (account_id, last_event_at, assess_at)
 select i, t, s from unnest(%(ids)s::bigint[], %(times)s::timestamptz[], %(assess)s::timestamptz[]) as r(i, t, s) order by i
@@ -425,8 +445,10 @@ with renamed as (
         where a.p <> a.c and not exists (select from contact k where k.external_id = a.c) order by a.c, a.p
     ) r where c.external_id = r.p
     returning r.p, r.c
+), moved as (
+    update event e set contact_key = renamed.c from renamed where e.contact_key = renamed.p
 )
-update event e set contact_key = renamed.c from renamed where e.contact_key = renamed.p"""
+select p, c from renamed"""
 _ALIASES = """
 insert into contact_alias (previous_key, contact_key, at)
 select p, c, at from jsonb_to_recordset(%(rows)s::jsonb) as r(p text, c text, at timestamptz)

@@ -941,6 +941,9 @@ class _Home:
 
     def rename(self, previous: str, contact: str) -> None:
         account = self.account
+        if previous in self.unseen:
+            self.unseen.remove(previous)
+            self.unseen.add(contact)
         self.set(
             renew(
                 account,

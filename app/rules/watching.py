@@ -1,8 +1,9 @@
 """What nobody posts: dates that come, usage that falls, seats that fill, people who go silent, roles that fall vacant.
 
 Watches are what the triggers of campaigns ask for. Each becomes an event on the account's timeline, told once until it is over and
-happens again; `account.watched` remembers by the watch's key what has been told. All by whole UTC days but dates, which are moments.
-What had happened more than three days before anybody looked is marked `too_old`, so that publishing a campaign looks forward only.
+happens again; `account.watched` remembers by the watch's key (and a contact's row, as its id may change) what has been told. All by whole
+UTC days but dates, which are moments. What had happened more than three days before anybody looked is marked `too_old`, so that
+publishing a campaign looks forward only.
 """
 
 from __future__ import annotations
@@ -69,7 +70,12 @@ def _moment(value: datetime, offset: timedelta) -> datetime | None:
 
 
 def _of(key: str, contact: Contact | None) -> str:
-    """What is remembered of a watch, by contact where it is of contacts."""
+    """What is remembered of a watch, by contact where it is of contacts: by its row, which an alias does not change."""
+    return f"{key}@{contact.id}" if contact else key
+
+
+def _named(key: str, contact: Contact | None) -> str:
+    """What an event of a watch is called, the same in every database."""
     return f"{key}@{contact.key}" if contact else key
 
 
@@ -90,7 +96,7 @@ def _dates(turn: Turn) -> None:
             "offset_days": spec.offset / timedelta(days=1),
             "date": (due - spec.offset).isoformat(),
         }
-        _tell(turn, "nurture.date_reached", f"{remembered}:{due.isoformat()}", properties, due, contact)
+        _tell(turn, "nurture.date_reached", f"{_named(key, contact)}:{due.isoformat()}", properties, due, contact)
 
 
 def _usages(turn: Turn) -> None:
@@ -141,14 +147,14 @@ def _silence(turn: Turn) -> None:
     for key, spec in turn.book.watches.inactives.items():
         for contact in _members(turn, spec.role):
             last = (contact.last_seen_at or contact.joined_at).astimezone(UTC).date()
-            remembered = f"{key}@{contact.key}"
+            remembered = _of(key, contact)
             if (today - last).days < spec.days:
                 _forget(turn, remembered)
             elif turn.account.watched.get(remembered) != last.isoformat():
                 _remember(turn, remembered, last.isoformat())
                 properties = {"watch": key, "role": spec.role, "days": spec.days, "last_seen": last.isoformat()}
                 due = min(midnight(last + timedelta(days=spec.days)), turn.now)
-                _tell(turn, "nurture.contact_inactive", f"{remembered}:{last.isoformat()}", properties, due, contact)
+                _tell(turn, "nurture.contact_inactive", f"{_named(key, contact)}:{last.isoformat()}", properties, due, contact)
 
 
 def _vacancies(turn: Turn) -> None:

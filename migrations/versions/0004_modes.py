@@ -40,6 +40,24 @@ select campaign_id, mode, version_id, at, 'migration' from (
 ) found order by at, place"""
 
 
+# What an account remembers of its people is called by the contact's row, which an alias does not change, and was by its id.
+WATCHED = """
+update account a set watched = found.watched from (
+    select a.id, jsonb_object_agg(
+        case when {to} is null then w.key else split_part(w.key, '@', 1) || '@' || {to} end, w.value
+    ) as watched
+    from account a cross join lateral jsonb_each(a.watched) w cross join lateral (
+        select case when strpos(w.key, '@') > 0 then substr(w.key, strpos(w.key, '@') + 1) end as who
+    ) k {found}
+    where strpos(a.watched::text, '@') > 0 group by a.id
+) found where found.id = a.id"""
+BY_ROW = WATCHED.format(
+    to="c.id::text",
+    found="left join contact_alias s on s.previous_key = k.who left join contact c on c.external_id = coalesce(s.contact_key, k.who)",
+)
+BY_KEY = WATCHED.format(to="c.external_id", found="left join contact c on c.id::text = k.who")
+
+
 def upgrade() -> None:
     # A new column without a default rewrites nothing, and the partial indexes begin empty.
     op.add_column("effect", sa.Column("resumed_at", TIME))
@@ -59,6 +77,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_campaign_change", "campaign_change", ["campaign_id", "at"])
     op.execute(KNOWN)
+    op.execute(BY_ROW)
     # What an older worker had claimed may be on the wire: it stays so for whoever recovers it.
     op.execute("update effect set state = 'on_wire' where state = 'claimed'")
     op.drop_index("ix_effect_claimed", "effect")
@@ -68,6 +87,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     # An older engine knows neither state: what waits for the end of a pause goes on, what was skipped is settled.
     op.drop_table("campaign_change")
+    op.execute(BY_KEY)
     op.drop_index("ix_effect_claimed", "effect")
     op.create_index("ix_effect_claimed", "effect", ["worker_id"], postgresql_where=sa.text("state = 'claimed'"))
     op.execute("update effect set state = 'claimed' where state = 'on_wire'")
