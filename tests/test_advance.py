@@ -501,3 +501,21 @@ def test_what_was_told_before_an_update_is_not_told_again(engine, tmp_path):
         command.upgrade(config(conn), "head")
     run(engine, at("5d"))
     assert len(silences(engine)) == 1
+
+
+def test_who_leaves_by_an_event_that_nothing_else_hears_begins_elsewhere_with_his_people(engine, tmp_path):
+    leaving = WELCOME.replace("steps:", "exit_when: event.name == 'cancelled'\nsteps:").replace("hello.mjml", "hi.mjml")
+    after = """
+    name: After
+    stage: onboarding
+    topic: product
+    trigger: {campaign: {campaign: onboarding/welcome, result: exited}}
+    recipients: {roles: [admin]}
+    steps: [{id: sorry, email: sorry.mjml, subject: Sorry}]
+    """
+    publish_campaigns(engine, tmp_path / "c", {"onboarding/welcome": leaving, "onboarding/after": after})
+    post(engine, *ADA, track("signed_up"))
+    run(engine)
+    post(engine, track("cancelled"), now=at("1h"))
+    run(engine, at("1h"))
+    assert ("sorry",) in rows(engine, message, message.c.step_id)

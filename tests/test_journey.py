@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.rules.facts import Timer
-from app.rules.journey import react
-from tests.stories import at, make_account, make_book, make_event
+from app.rules.facts import EMPTY, Timer
+from app.rules.journey import needs, react
+from app.rules.reasons import sentence
+from tests.stories import LIFECYCLE, at, make_account, make_book, make_event
 
 WELCOME = """
 trigger: {event: signed_up}
@@ -302,3 +303,91 @@ def test_a_send_window_shifts_the_message_and_says_so():
     done = react(book, make_account(timezone="America/New_York"), make_event("e"))
     assert at("6h") <= done.messages[0].due_at <= at("6h15m")
     assert ("window", "wait", "window_closed") in reasons(done)
+
+
+# What was read -------------------------------------------------------------------------------------------------------
+
+
+def said(done, reason):
+    return next(one for one in done.decisions if one.reason == reason).evidence
+
+
+def test_a_goal_that_is_met_says_what_its_condition_read():
+    book = make_book(
+        """
+        trigger: {event: signed_up}
+        goal: {when: account.seats > 5, within: 14d}
+        steps: [{id: pause, wait: 30d}]
+        """
+    )
+    done = react(book, make_account(seats=3), make_event("signed_up"))
+    done = react(book, done.account, make_event("group", "1d", "ada", "group", seats=9))
+    evidence = said(done, "goal_met")
+    assert evidence["account.seats"] == 9 and evidence["because"]
+    assert "account.seats was 9" in sentence("goal_met", evidence)
+
+
+def test_a_goal_that_an_event_meets_names_it():
+    book = make_book("trigger: {event: signed_up}\ngoal: {event: paid}\nsteps: [{id: pause, wait: 30d}]")
+    done = react(book, make_account(), make_event("signed_up"))
+    assert said(react(book, done.account, make_event("paid", "1d")), "goal_met") == {"event": "paid", "message_id": "paid@1d"}
+
+
+def test_a_branch_without_a_fitting_arm_says_what_its_conditions_read():
+    book = make_book(
+        """
+        trigger: {event: signed_up}
+        steps:
+          - id: fork
+            branch:
+              - {when: account.seats > 50, steps: [{id: a, wait: 1d}]}
+              - {when: 'account.touch == "high"', steps: [{id: b, wait: 1d}]}
+          - {id: pause, wait: 30d}
+        """
+    )
+    evidence = said(react(book, make_account(seats=3, touch="smb"), make_event("signed_up")), "no_branch_matched")
+    assert (evidence["account.seats"], evidence["account.touch"]) == (3, "smb") and len(evidence["because"]) == 2
+    assert "account.seats was 3" in sentence("no_branch_matched", evidence) and "smb" in sentence("no_branch_matched", evidence)
+
+
+# What must be loaded -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["exit_when: event.name == 'cancelled'", "goal: {when: event.properties.sum > 5}"])
+def test_whoever_may_leave_by_an_event_is_loaded(rule):
+    """Others may begin by it, who need to know the people: what is not loaded must not be decided."""
+    book = make_book(f"trigger: {{event: signed_up}}\n{rule}\nsteps: [{{id: pause, wait: 30d}}]")
+    inside = react(book, make_account(), make_event("signed_up")).account
+    leaves = make_event("cancelled", "1d", "ada", "track", sum=9)
+    assert needs(book, inside, leaves) == {"contacts", "usage"}
+    assert needs(book, inside, make_event("opened", "1d", "ada", "track", sum=2)) == frozenset()
+
+
+def test_the_first_event_of_an_account_has_it_loaded():
+    """It enters a stage by it, and a campaign may begin with the stage."""
+    assert needs(make_book(WELCOME), make_account(stage=None), make_event("opened")) == {"contacts", "usage"}
+
+
+DATES = """
+trigger: {date: {field: contact.traits.certified_until, offset: -1d}}
+enrolls: contact
+steps: [{id: pause, wait: 30d}]
+"""
+
+
+def test_what_needs_nothing_changes_no_time():
+    """Without its people loaded, an account's next look is left as it is: a contact's date is not forgotten until the daily look."""
+    lifecycle = LIFECYCLE.replace("contact: {title: text}", "contact: {title: text, certified_until: date}")
+    leaving = "trigger: {event: signed_up}\nexit_when: event.name == 'cancelled'\nsteps: [{id: rest, wait: 30d}]"
+    book = make_book(DATES, leaving, lifecycle=lifecycle)
+    known = react(book, make_account(), make_event("identify", "0s", "ada", "identify", certified_until=at("30h").isoformat())).account
+    known = react(book, known, make_event("signed_up", "1m")).account
+    assert known.due_at == at("6h")
+    bare = replace(known, contacts=EMPTY, usage=EMPTY)
+    for name in ("opened", "cancelled"):
+        event = make_event(name, "1h")
+        if not needs(book, known, event):
+            done = react(book, bare, event)
+            assert done.account is bare and not (done.decisions or done.derived or done.enrollments)
+        else:
+            assert react(book, known, event).account.due_at == at("6h")

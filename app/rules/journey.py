@@ -24,6 +24,7 @@ from app.rules.facts import (
     Milestone,
     Occurrence,
     Reaction,
+    Scope,
     Timer,
     Usage,
     renew,
@@ -86,7 +87,9 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
     if isinstance(occurrence, Timer):
         return _BOTH
     name = occurrence.name
-    if occurrence.kind != "track" or name in book.triggers or name in book.milestones or occurrence.own or account.candidates:
+    if account.stage is None or account.candidates or occurrence.kind != "track" or occurrence.own:
+        return _BOTH
+    if name in book.triggers or name in book.milestones:
         return _BOTH
     if any(rule.where is not None and "contact" in rule.where.roots for rule in book.metrics.get(name, ())):
         return _BOTH
@@ -97,11 +100,7 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
         if any(node.event == name for node in version.waits):
             return _BOTH
         for condition in (version.exit_when, version.goal_when):
-            if condition and (metrics := [root for root in condition.roots if root.startswith("usage.")]):
-                fed = {f"usage.{rule.name}" for rule in book.metrics.get(name, ())}
-                if fed.intersection(metrics) or "event" in condition.roots:
-                    return _BOTH
-            if condition and "contact" in condition.roots and "event" in condition.roots:
+            if condition and may_hold(book, account, enrollment, condition, occurrence):
                 return _BOTH
         if version.campaign.goal and version.campaign.goal.event == name:
             return _BOTH
@@ -110,6 +109,17 @@ def needs(book: Book, account: Account, occurrence: Occurrence) -> frozenset[str
         if condition and any(root.startswith("usage.") or root == "event" for root in condition.roots):
             return _BOTH
     return _NOTHING
+
+
+def may_hold(book: Book, account: Account, enrollment: Enrollment, condition: Condition, event: Event) -> bool:
+    """Whether the condition may take the enrollment out by this event, as far as can be said without people and usage."""
+    if any(f"usage.{rule.name}" in condition.roots for rule in book.metrics.get(event.name, ())):
+        return True
+    if "event" not in condition.roots:
+        return False
+    if any(root in ("contact", "utilization") or root.startswith("usage.") for root in condition.roots):
+        return True
+    return condition.test(Scope(account, event.at, None, event, enrollment, enrollment.position.get("response")))
 
 
 _BOTH = frozenset({"contacts", "usage"})
@@ -338,8 +348,9 @@ def leaves(turn: Turn, enrollment: Enrollment, event: Event | None, roots: set[s
     if goal is not None and enrollment.goal_at is None and goal_met(turn, version, enrollment, event, roots):
         within = goal.within is None or turn.now <= enrollment.entered_at + goal.within
         if within:
+            evidence = met_by(turn, version, enrollment, event)
             enrollment = turn.put(renew(enrollment, goal_at=turn.now))
-            turn.decide("goal", "yes", "goal_met", enrollment=enrollment)
+            turn.decide("goal", "yes", "goal_met", enrollment=enrollment, evidence=evidence)
             turn.tell(enrollment, "nurture.goal_met", f"goal:{enrollment.id}", {})
         if goal.then == "exit":
             turn.end(enrollment, "exited", "goal_met" if within else "goal_met_late")
@@ -358,6 +369,13 @@ def goal_met(turn: Turn, version: Version, enrollment: Enrollment, event: Event 
         return event is not None and event.name == goal.event and counts(enrollment, event)
     condition = version.goal_when
     return touches(turn, condition, roots) and condition.test(turn.scope(enrollment, event))
+
+
+def met_by(turn: Turn, version: Version, enrollment: Enrollment, event: Event | None) -> dict[str, Any]:
+    """What met the goal: the event, or what its condition read."""
+    if version.campaign.goal.event:
+        return {"event": event.name, "message_id": event.message_id}
+    return version.goal_when.evidence(turn.scope(enrollment, event))
 
 
 def touches(turn: Turn, condition: Condition, roots: set[str] | None) -> bool:

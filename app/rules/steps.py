@@ -17,6 +17,7 @@ from app.rules.timing import at_wall_clock, days_later, next_open, zone_for
 from app.rules.turn import Turn
 
 CLICK_GRACE = timedelta(seconds=90)  # a click is judged for 60 s; a timeout waits for the verdict
+BECAUSE = 12  # clauses that a branch without a fitting arm names
 # What an enrollment remembers from step to step: events that came early, the answer, the arms it drew, who got what.
 KEPT = ("heard", "response", "arms", "got")
 
@@ -362,7 +363,11 @@ def do_branch(turn: Turn, enrollment: Enrollment, node: Node) -> None:
             turn.decide("branch", "yes", "branch_taken", enrollment=enrollment, step=node.id, evidence=evidence)
             go(turn, enrollment, step)
             return
-    turn.decide("branch", "no", "no_branch_matched", enrollment=enrollment, step=node.id)
+    evidence: dict[str, Any] = {"because": []}
+    for condition, _ in node.arms:
+        read = condition.evidence(scope)
+        evidence |= read | {"because": [*evidence["because"], *read["because"]][:BECAUSE]}
+    turn.decide("branch", "no", "no_branch_matched", enrollment=enrollment, step=node.id, evidence=evidence)
     go(turn, enrollment, node.next)
 
 
