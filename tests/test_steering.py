@@ -243,6 +243,28 @@ def test_what_was_waited_for_in_vain_did_not_come_by_skipping_it(engine, setting
     assert ("wait_for", "no", "timed_out", "setup") in said and ("enrollment", "no", "skipped_on_resume", "nudge") in said
 
 
+WEEKLY = """
+name: Welcome
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: tips, email: tips.mjml, subject: Tips, repeat: {every: 7d, at_most: 4}}
+"""
+
+
+def test_of_a_step_that_repeats_one_time_is_skipped(engine, settings, tmp_path):
+    world = World(engine, settings, tmp_path / "campaigns")
+    publish_campaigns(engine, tmp_path / "campaigns", {KEY: WEEKLY})
+    world.sign_up("acorn")
+    world.mode("paused", "1d")
+    world.settle("8d")
+    world.mode("live", "8d", choice="skip")
+    world.until(8, 30)
+    assert world.mails("tips") == 3 and states(world) == [("finished", None, "finished")]
+    assert world.rows(message.c.occurrence) == [(1,), (3,), (4,)]
+
+
 def test_resuming_twice_is_refused_and_a_second_pause_skips_anew(paused):
     paused.mode("live", "5d", choice="skip")
     with pytest.raises(InputError, match="live already"):

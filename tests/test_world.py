@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -139,6 +140,41 @@ def test_an_answer_is_heard_and_a_bounce_closes_the_address(campaigns):
     world.post([ADA, SIGNED_UP])
     world.run(at("1d"))
     assert [(one.outcome, one.attempts) for one in world.letters] == [("sent", 2)]
+
+
+TELLS = """
+name: Tells
+stage: onboarding
+topic: product
+trigger: {event: signed_up}
+steps:
+  - {id: setup, wait_for: {event: set_up, timeout: 30d}}
+  - {id: tell, alert: {to: owner, text: Ready}}
+  - {id: call, task: {title: Call, due: 2d}}
+"""
+
+
+def test_effects_of_a_paused_campaign_are_frozen_until_it_goes_on(tmp_path):
+    campaigns = read(stories.write_campaigns(tmp_path / "tells", {"onboarding/tells": TELLS}))
+    book = book_of(campaigns, live=True)
+    world = World(book)
+    world.post([ADA, posted("track", "signed_up", "1m"), posted("track", "set_up", "1d")])
+    world.run(at("1h"))
+    standing = book.standings["onboarding/tells"]
+    world.set_book(replace(book, standings={standing.key: replace(standing, mode="paused")}))
+    world.run(at("2d"))
+    assert [(one.step, one.state) for _, one in world.effects] == [("tell", "frozen"), ("call", "frozen")]
+    assert [one.step for _, one in world.decisions if one.reason == "campaign_paused"] == ["tell", "call"]
+    world.set_book(book)
+    assert [(one.step, one.state) for _, one in world.effects] == [("tell", "due"), ("call", "due")]
+    assert [one.step for _, one in world.decisions if one.reason in ("task_made", "alert_made")] == ["call"]
+
+
+def test_who_was_seen_under_the_former_id_was_seen(campaigns):
+    world = World(book_of(campaigns, live=True))
+    world.post([ADA, posted("track", "logged_in", "1h"), posted("alias", "alias", "2h", None, "eve", previous_id="ada")])
+    world.run(at("1d"))
+    assert world.account("acorn").contacts["eve"].last_seen_at == at("1h")
 
 
 def test_drafts_run_only_when_asked(campaigns, tmp_path):

@@ -114,8 +114,12 @@ def steer(turn: Turn, enrollment: Enrollment, event: Event) -> None:
 
 
 def skip(turn: Turn, enrollment: Enrollment, node: Node, reason: str) -> None:
-    """Leaves the present wait and the mail right behind it, or the mail that it is at. What was waited for in vain did not come: the way
-    goes on where a timeout leads."""
+    """Leaves the present wait and the mail right behind it, or the mail that it is at; of a step that repeats, this one time. What was
+    waited for in vain did not come: the way goes on where a timeout leads."""
+    if enrollment.position.get("kind") == "repeat":
+        turn.decide("enrollment", "no", reason, enrollment=enrollment, step=node.id)
+        over(turn, turn.put(replace(enrollment, occurrence=enrollment.occurrence + 1)), node)
+        return
     if node.kind in MAIL_KINDS and enrollment.position.get("open"):
         return  # its messages are settled one by one, and the step with the last of them
     following, step = node.next, node
