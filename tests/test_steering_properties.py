@@ -34,6 +34,8 @@ STEPS = {
     "fork": "  - id: fork\n    branch:\n"
     "      - when: account.touch == 'smb'\n        steps: [{id: left, wait: SPAN}, {id: small, email: small.mjml, subject: Small}]\n"
     "      - else: [{id: right, wait: SPAN}]\n",
+    "tell": "  - {id: tell, alert: {to: owner, text: Look}}\n",
+    "call": "  - {id: call, task: {title: Call, due: 2d}}\n",
     "more": "  - {id: more, email: more.mjml, subject: More}\n",
 }
 campaigns = st.builds(
@@ -148,6 +150,8 @@ def test_no_sequence_of_steering_doubles_loses_or_forgets(engine, settings, tmp_
         assert conn.execute(text("select count(*) from event_pending")).scalar_one() == 0
         assert conn.execute(text(STUCK)).all() == []
         assert conn.execute(text("select step_id, due_at from enrollment where state = 'active'")).all() == []
+        frozen = "select step_id from effect where state = 'frozen' union all select step_id from task where state = 'frozen'"
+        assert conn.execute(text(frozen)).all() == []
         assert conn.execute(text("select end_reason from enrollment where end_reason is null")).all() == []
         unsettled = "select state, reason from message where state <> 'sent' and (state <> 'skipped' or reason is null)"
         assert conn.execute(text(unsettled)).all() == []
