@@ -462,6 +462,17 @@ def test_an_effect_that_was_claimed_when_its_campaign_was_paused_is_frozen(staff
     assert staff.mode("live", "4h", choice="skip").effects == 2
 
 
+def test_an_effect_that_is_claimed_does_not_escape_the_answer(staff):
+    staff.mode("live", "3h", choice="send")
+    with staff.engine.begin() as conn:
+        claimed = notify.claim(conn, uuid4(), at("3h"), 10)
+    staff.mode("paused", "3h")
+    assert staff.mode("live", "3h", choice="skip").effects == len(claimed) == 2
+    desk = notify.Desk(staff.engine, staff.settings, lambda: at("3h"), Caller(), staff.transport)
+    assert [desk.do(one) for one in claimed] == [False, False] and staff.transport.begun == []
+    assert set(staff.rows(effect.c.state, effect.c.reason)) == {("skipped", "skipped_on_resume")}
+
+
 # At the last moment --------------------------------------------------------------------------------------------------
 
 

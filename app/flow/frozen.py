@@ -49,7 +49,8 @@ def thaw(conn: Connection, campaign_id: int, now: datetime) -> int:
 
 
 def skip(conn: Connection, campaign_id: int, reason: str, now: datetime, *, every: bool = False) -> int:
-    """None of it goes (`every`: nor what is due later), for that reason. Returns how many."""
+    """None of it goes (`every`: nor what is due later), for that reason. A worker that has claimed one finds its token void. Returns how
+    many."""
     about = {"campaign": campaign_id, "now": now, "reason": reason, "every": every}
     done = [*conn.exec_driver_sql(_SKIP, about).all(), *conn.exec_driver_sql(_SKIP_TASKS, about).all()]
     _note(conn, done, now, "campaign", "no", reason)
@@ -66,7 +67,7 @@ def _line(row: Mapping[str, Any], at: datetime, gate: str, verdict: str, reason:
     return {"at": at, **about, "gate": gate, "verdict": verdict, "reason": reason, "evidence": evidence}
 
 
-STOPPED = "campaign_id = %(campaign)s and (state = 'frozen' or (state = 'due' and due_at <= %(now)s))"
+STOPPED = "campaign_id = %(campaign)s and (state in ('frozen', 'claimed') or (state = 'due' and due_at <= %(now)s))"
 STOPPED_TASKS = "campaign_id = %(campaign)s and state = 'frozen'"
 
 _ABOUT = "id, account_id, contact_id, campaign_id, version_id, enrollment_id, step_id"
@@ -87,7 +88,8 @@ and id = any(array(select id from effect where {STOPPED} order by id for update)
 _OPEN = f"""
 update task set state = 'open', due_at = due_at + (%(now)s - created_at) where {STOPPED_TASKS} returning {_ABOUT}, 'task' as kind"""
 _SKIP = f"""
-update effect set state = 'skipped', reason = %(reason)s, settled_at = %(now)s where state in ('due', 'frozen') and id = any(array(
+update effect set state = 'skipped', reason = %(reason)s, settled_at = %(now)s, claim = null, worker_id = null
+where state in ('due', 'frozen', 'claimed') and id = any(array(
     select id from effect where {STOPPED} or (%(every)s and campaign_id = %(campaign)s and state = 'due') order by id for update))
 returning {_ABOUT}, kind"""
 _SKIP_TASKS = f"""
