@@ -118,7 +118,7 @@ def skip(turn: Turn, enrollment: Enrollment, node: Node, reason: str) -> None:
     waited for in vain did not come: the way goes on where a timeout leads."""
     if enrollment.position.get("kind") == "repeat":
         turn.decide("enrollment", "no", reason, enrollment=enrollment, step=node.id)
-        over(turn, turn.put(replace(enrollment, occurrence=enrollment.occurrence + 1)), node)
+        over(turn, turn.put(renew(enrollment, occurrence=enrollment.occurrence + 1)), node)
         return
     if node.kind in MAIL_KINDS and enrollment.position.get("open"):
         return  # its messages are settled one by one, and the step with the last of them
