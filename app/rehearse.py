@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InputError
-from app.rules.book import only
+from app.rules.book import with_live
 from app.rules.identity import moment
 
 BEFORE, AFTER = timedelta(days=90), timedelta(days=30)
@@ -29,7 +29,7 @@ def simulate(args: argparse.Namespace) -> int:
     root, now = load(home=args.home, campaigns=args.folder).campaigns, datetime.now(UTC)
     campaigns = read(root)
     book = _chosen(book_of(campaigns), args.campaign)
-    options = {"compose": compose_of(campaigns), "progress": _progress(args)}
+    options = {"chosen": args.campaign, "compose": compose_of(campaigns), "progress": _progress(args)}
     published = None
     if args.events:
         history, problems = of_file(Path(args.events))
@@ -65,7 +65,7 @@ def simulate(args: argparse.Namespace) -> int:
 
 def simulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", help="the campaigns folder as it is on disk (NURTURE_CAMPAIGNS)")
-    parser.add_argument("--campaign", metavar="KEY", nargs="+", help="only these campaigns, such as onboarding/first-value, as if live")
+    parser.add_argument("--campaign", metavar="KEY", nargs="+", help="report these only, as if live; the others run beside them")
     parser.add_argument("--events", metavar="FILE", help="events to run over instead of the stored ones: a call of Segment's API a line")
     parser.add_argument("--from", dest="began", metavar="DATE", help="report from then on (90 days ago; the first event of the file)")
     parser.add_argument("--to", dest="ends", metavar="DATE", help="until then (in 30 days; 30 days after the last event of the file)")
@@ -74,12 +74,12 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chosen(book: Any, campaigns: list[str] | None) -> Any:
-    """The book with only these campaigns enrolling. Raises InputError for one that it does not have."""
+    """The book with these campaigns live beside the others. Raises InputError for one that it does not have."""
     if not campaigns:
         return book
     if unknown := [key for key in campaigns if key not in book.standings]:
         raise InputError(f"there is no campaign {unknown[0]}; there are: {', '.join(sorted(book.standings)) or 'none'}", "--campaign")
-    return only(book, campaigns)
+    return with_live(book, campaigns)
 
 
 def _published(conn: Any, args: argparse.Namespace, histories: Any, began: datetime, ends: datetime) -> Any:
@@ -89,8 +89,8 @@ def _published(conn: Any, args: argparse.Namespace, histories: Any, began: datet
 
     book = in_force(conn)
     if args.campaign:
-        book = only(book, args.campaign)
-    return simulate(book, histories, began, ends, compose=published_writing(conn, book))
+        book = with_live(book, args.campaign)
+    return simulate(book, histories, began, ends, chosen=args.campaign, compose=published_writing(conn, book))
 
 
 def _period(args: argparse.Namespace, began: datetime, ends: datetime) -> tuple[datetime, datetime]:
@@ -128,6 +128,9 @@ def _written(found: Any, data: dict[str, Any], html: str | None) -> Iterator[str
     for row in data["campaigns"]:
         counts = (row["entered"], row["mails"], row["people"], row["surveys"], sum(row["not_sent"].values()), sum(row["staff"].values()))
         yield f"{row['campaign']:<38} {counts[0]:>8,} {counts[1]:>7,} {counts[2]:>7,} {counts[3]:>8,} {counts[4]:>9,} {counts[5]:>6,}"
+    if data["others"]:
+        yield ""
+        yield from _beside(data)
     busiest = [day for day in sorted(data["days"], key=lambda one: -one["mails"]) if day["mails"]][:5]
     if busiest:
         yield ""
@@ -163,6 +166,21 @@ def _written(found: Any, data: dict[str, Any], html: str | None) -> Iterator[str
     if html:
         yield ""
         yield f"The page is {html}."
+
+
+def _beside(data: dict[str, Any]) -> Iterator[str]:
+    """What the campaigns did that nobody asked about."""
+    others = data["others"]
+    mails = sum(row["mails"] for row in others)
+    yield f"Beside {'it' if len(data['campaigns']) == 1 else 'them'} ran {len(others):,} more, with {mails:,} mails."
+    for row in others:
+        parts = [
+            f"took the place of {row['caps_taken']:,}" if row["caps_taken"] else "",
+            f"lost its place to {row['caps_given']:,}" if row["caps_given"] else "",
+            f"asked before {row['surveys_taken']:,} surveys" if row["surveys_taken"] else "",
+        ]
+        if any(parts):
+            yield f"  {row['campaign']} " + ", ".join(part for part in parts if part)
 
 
 def _changed(changes: dict[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from app.flow.publish import publish_read
 from app.flow.reporting import page
 from app.flow.simulate import compare, published_writing, simulate, totals
 from app.flow.world import book_of, compose_of
+from app.rules.book import with_live
 from tests.invented import BEGINS, write_events
 from tests.stories import LIFECYCLE, START, at, group, identify, post, publish_campaigns, run, track, write_campaigns
 
@@ -121,6 +122,40 @@ def test_caps_say_who_lost_to_whom(tmp_path, events):
     lost = found.plain()["caps"]
     assert lost and all(one["lost_to"].startswith(("onboarding/high", "onboarding/low")) for one in lost)
     assert lost[0]["lost_to"].startswith("onboarding/high")
+
+
+def test_the_campaigns_that_are_not_asked_about_run_all_the_same(tmp_path, events):
+    """Their caps and surveys count; the report says what they took, and is about the chosen ones alone."""
+    lifecycle = LIFECYCLE + "caps: [{topic: product, per: person, at_most: 1, within: 7d}]\n"
+    welcome = WELCOME.replace("signed_up", "workspace_created")
+    high = welcome.replace("steps:", "priority: 90\nsteps:", 1)
+    low = welcome.replace("name: Welcome", "name: Low").replace("steps:", "priority: 10\nsteps:", 1)
+    low += "  - {id: ask, survey: nps, question: nps-low, email: ask.mjml, subject: One question, topic: survey}\n"
+    high += "  - {id: ask, survey: nps, question: nps-high, email: ask.mjml, subject: One question, topic: survey}\n"
+    draft = welcome.replace("name: Welcome", "name: Draft\nmode: draft")
+    texts = {"onboarding/high": high, "onboarding/low": low, "onboarding/draft": draft}
+    folder = write_campaigns(tmp_path / "c", texts, lifecycle=lifecycle)
+    book = book_of(read(folder))
+    run_of = lambda book, chosen=None: simulate(book, [of_file(events)[0]], *YEAR, chosen=chosen)  # noqa: E731
+    every, narrowed = run_of(book), run_of(with_live(book, ["onboarding/low"]), ["onboarding/low"])
+    mine = [one for one in every.letters if one.campaign == "onboarding/low"]
+    assert mine and narrowed.letters == mine
+    assert any(one.reason == "capped" for one in mine) and any(one.reason == "survey_quarantine" for one in mine)
+    data = narrowed.plain()
+    assert [row["campaign"] for row in data["campaigns"]] == ["onboarding/low"]
+    assert data["caps"] == [one for one in every.plain()["caps"] if "onboarding/low/" in one["message"] + one["lost_to"]]
+    assert {one["lost_to"] for one in data["caps"]} == {"onboarding/high/hello"}
+    (other,) = data["others"]
+    assert other["campaign"] == "onboarding/high" and other["mails"] == sum(one.campaign == "onboarding/high" for one in every.sent)
+    assert other["caps_taken"] == sum(one["times"] for one in data["caps"])
+    assert other["surveys_taken"] == data["surveys"]["stopped_by_quarantine"] > 0
+    sent = sum(one.campaign == "onboarding/low" for one in every.sent)
+    assert data["totals"]["mails"] == sum(day["mails"] for day in data["days"]) == sent
+    close = data["collisions"]["pairs"]
+    assert all("onboarding/low/" in one["first"] + one["second"] for one in close)
+    # A chosen draft runs as if it were live, and the others with it.
+    data = run_of(with_live(book, ["onboarding/draft"]), ["onboarding/draft"]).plain()
+    assert data["campaigns"][0]["entered"] > 0 and {one["campaign"] for one in data["others"]} == {"onboarding/high", "onboarding/low"}
 
 
 # The page ------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What campaigns will do, before they do it: a run of the real rules over stored history, or over a file of events, and what came of it.
 
 Nothing is sent and nothing is written. Accounts that share people run in one world, since they share caps and quarantine; others run
-one group after the other, so that memory does not grow with the number of customers.
+one group after the other, so that memory does not grow with the number of customers. All campaigns run, whichever are asked about: they
+share caps, quarantine, goals and each other's events.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -74,11 +75,17 @@ class Told:
 
 @dataclass(slots=True)
 class Simulation:
-    """What came of a run between `began` and `ends`. `silent` are the accounts that got nothing, each with the first reason why."""
+    """What came of a run between `began` and `ends`. `silent` are the accounts that got nothing, each with the first reason why.
+
+    Where `chosen` names campaigns, everything is about them alone, but for `beside`: the mails that the others sent.
+    """
 
     began: datetime
     ends: datetime
     campaigns: dict[str, str]  # key → name
+    chosen: frozenset[str] | None = None
+    others: dict[str, str] = field(default_factory=dict)  # key → name
+    beside: list[Mailing] = field(default_factory=list)
     letters: list[Mailing] = field(default_factory=list)
     effects: list[Told] = field(default_factory=list)
     entered: Counter[str] = field(default_factory=Counter)
@@ -86,8 +93,12 @@ class Simulation:
     silent: list[tuple[str, str | None, str]] = field(default_factory=list)
     accounts: int = 0
     events: int = 0
-    asked_again: int = 0  # surveys that quarantine stopped
+    asked_again: Counter[tuple[str, str]] = field(default_factory=Counter)  # surveys that quarantine stopped: (which, asked before by)
     capped: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (loser, winner, per whom)
+
+    def about(self, campaign: str | None) -> bool:
+        """Whether the campaign is one of those asked about."""
+        return self.chosen is None or campaign is None or campaign in self.chosen
 
     @property
     def sent(self) -> list[Mailing]:
@@ -100,6 +111,7 @@ class Simulation:
             "to": self.ends.isoformat(),
             "totals": totals(self),
             "campaigns": by_campaign(self),
+            "others": by_others(self),
             "days": by_day(self),
             "reasons": reasons(self),
             "caps": caps(self),
@@ -118,16 +130,20 @@ def simulate(
     began: datetime,
     ends: datetime,
     *,
+    chosen: Collection[str] | None = None,
     compose: Compose | None = None,
     progress: Callable[[int], None] = lambda accounts: None,
 ) -> Simulation:
     """Runs the campaigns of `book` over the histories up to `ends`; what happened before `began` builds the state and is not reported.
 
+    With `chosen` all of them run as well, and what these come to is reported, with what the others took from them.
     `compose` writes each mail, so that subjects and holes show; None writes nothing and the subject is the step's. `progress` is told how
     many accounts are done. Raises nothing for any event; changes nothing.
     """
     names = {key: book.versions[one.version].campaign.name for key, one in book.standings.items() if one.mode in ("live", "shadow")}
-    found = Simulation(began, ends, names)
+    found = Simulation(began, ends, names, frozenset(chosen) if chosen is not None else None)
+    found.others = {key: name for key, name in names.items() if not found.about(key)}
+    found.campaigns = {key: name for key, name in names.items() if found.about(key)}
     for history in histories:
         world = World(book, feedback=history.feedback, compose=compose)
         history.tell(world)
@@ -135,7 +151,8 @@ def simulate(
         _collect(found, world, book)
         found.events += len(history.events)
         progress(found.accounts)
-    found.letters.sort(key=lambda one: (one.at, one.place))
+    for letters in (found.letters, found.beside):
+        letters.sort(key=lambda one: (one.at, one.place))
     found.effects.sort(key=lambda one: (one.at, one.account, one.campaign, one.step))
     found.silent.sort()
     return found
@@ -155,30 +172,50 @@ def published_writing(conn: Connection, book: Book) -> Compose:
 def _collect(found: Simulation, world: World, book: Book) -> None:
     accounts = world.accounts
     reached: set[str] = set()
+    surveys = {
+        (one.person, one.settled_at.isoformat()): f"{one.campaign}/{one.step}"
+        for one in world.letters
+        if one.kind == "survey" and one.settled_at is not None and one.outcome != "skipped"
+    }
     for letter in world.letters:
         at = letter.settled_at or letter.due_at
         if not found.began <= at <= found.ends:
             continue
+        if letter.reason == "survey_quarantine":
+            asked_before = surveys.get((letter.person, letter.evidence.get("asked_at")), "")
+            if found.about(letter.campaign):
+                found.asked_again[f"{letter.campaign}/{letter.step}", asked_before] += 1
+        if not found.about(letter.campaign):
+            if letter.outcome in DONE:
+                found.beside.append(_mailing(letter, at, accounts[letter.account], book))
+            continue
         found.letters.append(_mailing(letter, at, accounts[letter.account], book))
         if letter.outcome in DONE:
             reached.add(letter.account)
-        found.asked_again += letter.reason == "survey_quarantine"
     for key, effect in world.effects:
-        if found.began <= effect.created_at <= found.ends:
+        if found.about(effect.campaign) and found.began <= effect.created_at <= found.ends:
             about = (key, accounts[key].name, effect.campaign, effect.step, effect.kind, effect.created_at)
             found.effects.append(Told(*about, "made" if effect.state == "due" else effect.state))
     for _, enrollment in world.enrollments.values():
+        if not found.about(enrollment.campaign):
+            continue
         found.entered[enrollment.campaign] += found.began <= enrollment.entered_at <= found.ends
         if enrollment.ended_at is not None and found.began <= enrollment.ended_at <= found.ends:
             found.ended[enrollment.campaign][enrollment.end_reason or enrollment.state] += 1
     for _, one in world.decisions:
         if one.gate == "caps" and one.verdict == "wait" and found.began <= one.at <= found.ends:
-            found.capped[f"{one.campaign}/{one.step}", str(one.evidence.get("lost_to", "")), str(one.evidence.get("per", ""))] += 1
+            lost_to = str(one.evidence.get("lost_to", ""))
+            if found.about(one.campaign) or found.about(_campaign_of(lost_to)):
+                found.capped[f"{one.campaign}/{one.step}", lost_to, str(one.evidence.get("per", ""))] += 1
     found.accounts += len(accounts)
     why = _first_noes(found, world)
-    found.silent += [
-        (key, one.name, why.get(key, "Nothing happened that starts a campaign.")) for key, one in accounts.items() if key not in reached
-    ]
+    nothing = f"Nothing happened that starts {'a campaign' if found.chosen is None else 'what you chose'}."
+    found.silent += [(key, one.name, why.get(key, nothing)) for key, one in accounts.items() if key not in reached]
+
+
+def _campaign_of(place: str) -> str:
+    """The campaign of a step named by campaign and step."""
+    return place.rpartition("/")[0]
 
 
 def _mailing(letter: Letter, at: datetime, account: Any, book: Book) -> Mailing:
@@ -209,7 +246,8 @@ def _first_noes(found: Simulation, world: World) -> dict[str, str]:
     """By account, what first said no within the period."""
     said: dict[str, str] = {}
     for key, decision in world.decisions:
-        if key is not None and key not in said and decision.verdict == "no" and found.began <= decision.at <= found.ends:
+        mine = key is not None and key not in said and decision.verdict == "no" and found.about(decision.campaign)
+        if mine and found.began <= decision.at <= found.ends:
             where = f"{decision.campaign}: " if decision.campaign else ""
             said[key] = where + sentence(decision.reason, decision.evidence)
     return said
@@ -260,6 +298,28 @@ def by_campaign(found: Simulation) -> list[dict[str, Any]]:
     return rows
 
 
+def by_others(found: Simulation) -> list[dict[str, Any]]:
+    """A row per campaign that ran beside the chosen ones: its mails, and how often a chosen one lost to it, or it to a chosen one."""
+    mails = Counter(one.campaign for one in found.beside)
+    taken, given, asked = Counter[str](), Counter[str](), Counter[str]()
+    for (loser, winner, _), count in found.capped.items():
+        taken[_campaign_of(winner)] += count if found.about(_campaign_of(loser)) else 0
+        given[_campaign_of(loser)] += count if found.about(_campaign_of(winner)) else 0
+    for (_, before), count in found.asked_again.items():
+        asked[_campaign_of(before)] += count
+    return [
+        {
+            "campaign": key,
+            "name": name,
+            "mails": mails[key],
+            "caps_taken": taken[key],
+            "caps_given": given[key],
+            "surveys_taken": asked[key],
+        }
+        for key, name in sorted(found.others.items())
+    ]
+
+
 def by_day(found: Simulation) -> list[dict[str, Any]]:
     """Every UTC day of the period: how many mails of which campaign."""
     days: dict[date, Counter[str]] = defaultdict(Counter)
@@ -282,15 +342,19 @@ def caps(found: Simulation) -> list[dict[str, Any]]:
 
 
 def collisions(found: Simulation) -> dict[str, Any]:
-    """Mails that come close on each other's heels: to one person within a day, and more than a person wants within a week."""
+    """Mails that come close on each other's heels: to one person within a day, and more than a person wants within a week.
+
+    Those of the campaigns that run beside the chosen ones count where one of the chosen is among them.
+    """
     by_person: dict[str, list[Mailing]] = defaultdict(list)
-    for one in found.sent:
+    for one in sorted(found.sent + found.beside, key=lambda one: (one.at, one.place)):
         if one.person:
             by_person[one.person].append(one)
     close, crowded = [], []
     for person, mine in sorted(by_person.items()):
-        close += [(before, after) for before, after in zip(mine, mine[1:], strict=False) if after.at - before.at < TOO_CLOSE]
-        week = max((sum(one.at <= other.at < one.at + WEEK for other in mine) for one in mine), default=0)
+        pairs = [(before, after) for before, after in zip(mine, mine[1:], strict=False) if after.at - before.at < TOO_CLOSE]
+        close += [(before, after) for before, after in pairs if found.about(before.campaign) or found.about(after.campaign)]
+        week = _most_within_a_week(found, mine)
         if week >= TOO_MANY:
             crowded.append({"person": person, "account": mine[0].account, "within_a_week": week})
     pairs = Counter((f"{before.campaign}/{before.step}", f"{after.campaign}/{after.step}") for before, after in close)
@@ -311,6 +375,19 @@ def collisions(found: Simulation) -> dict[str, Any]:
     }
 
 
+def _most_within_a_week(found: Simulation, mine: Sequence[Mailing]) -> int:
+    """The most mails of one person within a week that has one of the chosen campaigns in it."""
+    most = first = chosen = 0
+    for last, one in enumerate(mine):
+        chosen += found.about(one.campaign)
+        while mine[first].at <= one.at - WEEK:
+            chosen -= found.about(mine[first].campaign)
+            first += 1
+        if chosen:
+            most = max(most, last - first + 1)
+    return most
+
+
 def survey_load(found: Simulation) -> dict[str, Any]:
     """How often people are asked."""
     asked = Counter(one.person for one in found.sent if one.kind == "survey")
@@ -318,7 +395,10 @@ def survey_load(found: Simulation) -> dict[str, Any]:
         "asked": sum(asked.values()),
         "people": len(asked),
         "most_per_person": max(asked.values(), default=0),
-        "stopped_by_quarantine": found.asked_again,
+        "stopped_by_quarantine": found.asked_again.total(),
+        "stopped": [
+            {"message": which, "asked_before": before, "times": count} for (which, before), count in found.asked_again.most_common()
+        ],
     }
 
 

@@ -243,6 +243,12 @@ def only(book: Book, keys: Collection[str]) -> Book:
     return build_book(book.lifecycle, standings, book.versions, book.braked)
 
 
+def with_live(book: Book, keys: Collection[str]) -> Book:
+    """The book in which these campaigns are live whatever their mode, and every other is in its own."""
+    standings = [replace(one, mode="live") if key in keys else one for key, one in book.standings.items()]
+    return build_book(book.lifecycle, standings, book.versions)
+
+
 def _by_what_is_asked(versions: list[Version]) -> dict[str | None, tuple[Version, ...]]:
     """Under None those that ask for nothing in particular; they stand under every value as well."""
     wanted = {version.id: asked(version.campaign.trigger) for version in versions}

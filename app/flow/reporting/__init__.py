@@ -33,6 +33,7 @@ def page(found: Simulation, title: str, changes: Changes | None = None) -> str:
         found=found,
         totals=simulate.totals(found),
         campaigns=campaigns,
+        others=simulate.by_others(found),
         hues=hues,
         months=_months(days),
         most=max((day["mails"] for day in days), default=0) or 1,
