@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from app.errors import InputError
 from app.rules.book import with_live
-from app.rules.identity import moment
+from app.rules.timing import zone
 
 BEFORE, AFTER = timedelta(days=90), timedelta(days=30)
 SHOWN = 15
@@ -29,18 +30,19 @@ def simulate(args: argparse.Namespace) -> int:
     root, now = load(home=args.home, campaigns=args.folder).campaigns, datetime.now(UTC)
     campaigns = read(root)
     book = _chosen(book_of(campaigns), args.campaign)
+    where, bad = zone(campaigns.lifecycle.timezone), []
     options = {"chosen": args.campaign, "compose": compose_of(campaigns), "progress": _progress(args)}
     published = None
     if args.events:
-        history, problems = of_file(Path(args.events))
-        for problem in problems[:SHOWN]:
+        history, bad = of_file(Path(args.events))
+        for problem in bad[:SHOWN]:
             print(f"{args.events}: {problem}", file=sys.stderr)
-        if len(problems) > SHOWN:
-            print(f"{args.events}: and {len(problems) - SHOWN} more lines that cannot be taken", file=sys.stderr)
+        if len(bad) > SHOWN:
+            print(f"{args.events}: and {len(bad) - SHOWN} more lines that cannot be taken (--json names all)", file=sys.stderr)
         if not history.events:
             raise InputError("holds no event that can be taken", args.events)
         moments = [one.received_at for one in history.events]
-        began, ends = _period(args, min(moments), max(moments) + AFTER)
+        began, ends = _period(args, where, min(moments), max(moments) + AFTER)
         if args.against:
             with cli.installation(args) as (_, engine), engine.connect() as conn:
                 published = _published(conn, args, [history], began, ends)
@@ -48,19 +50,21 @@ def simulate(args: argparse.Namespace) -> int:
     else:
         from app.flow.history import of_database
 
-        began, ends = _period(args, now - BEFORE, now + AFTER)
+        began, ends = _period(args, where, now - BEFORE, now + AFTER)
         with cli.installation(args) as (_, engine), engine.connect() as conn:
             if args.against:
                 published = _published(conn, args, of_database(conn, until=ends), began, ends)
             found = flow.simulate(book, of_database(conn, until=ends), began, ends, **options)
+    _clear()
     changes = flow.compare(published, found) if published is not None else None
     if args.html:
         from app.flow.reporting import page
 
         Path(args.html).write_text(page(found, f"{campaigns.lifecycle.brand.name}: what the campaigns will do", changes), "utf-8")
     data = found.plain() | ({"changes": changes.plain()} if changes else {})
+    data["problems"] = [{"line": one.line, "field": one.field, "problem": one.problem} for one in bad]
     cli.show(args, data, "\n".join(_written(found, data, args.html)))
-    return 0
+    return 1 if bad else 0
 
 
 def simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +72,9 @@ def simulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--campaign", metavar="KEY", nargs="+", help="report these only, as if live; the others run beside them")
     parser.add_argument("--events", metavar="FILE", help="events to run over instead of the stored ones: a call of Segment's API a line")
     parser.add_argument("--from", dest="began", metavar="DATE", help="report from then on (90 days ago; the first event of the file)")
-    parser.add_argument("--to", dest="ends", metavar="DATE", help="until then (in 30 days; 30 days after the last event of the file)")
+    parser.add_argument(
+        "--to", dest="ends", metavar="DATE", help="until just before then (in 30 days; 30 days after the last event of the file)"
+    )
     parser.add_argument("--against", choices=["published"], help="say what the folder changes against what is published")
     parser.add_argument("--html", metavar="FILE", help="write a page with a calendar")
 
@@ -93,30 +99,44 @@ def _published(conn: Any, args: argparse.Namespace, histories: Any, began: datet
     return simulate(book, histories, began, ends, chosen=args.campaign, compose=published_writing(conn, book))
 
 
-def _period(args: argparse.Namespace, began: datetime, ends: datetime) -> tuple[datetime, datetime]:
-    began, ends = _moment(args.began, "--from") or began, _moment(args.ends, "--to") or ends
+def _period(args: argparse.Namespace, where: ZoneInfo, began: datetime, ends: datetime) -> tuple[datetime, datetime]:
+    began, ends = _moment(args.began, where, "--from") or began, _moment(args.ends, where, "--to") or ends
     if began >= ends:
         raise InputError(f"the period must begin before it ends; it is {began:%Y-%m-%d} to {ends:%Y-%m-%d}", "--to")
     return began, ends
 
 
-def _moment(value: str | None, field: str) -> datetime | None:
-    found = moment(value) if value else None
-    if value and found is None:
-        raise InputError(f"{value!r} is not a date; write it like 2026-03-02", field)
-    return found
+def _moment(value: str | None, where: ZoneInfo, field: str) -> datetime | None:
+    """A date or time, by the clock of `where` unless it names a zone."""
+    if not value:
+        return None
+    try:
+        found = datetime.fromisoformat(value.strip())
+        return (found if found.tzinfo else found.replace(tzinfo=where)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InputError(f"{value!r} is not a date; write it like 2026-03-02", field) from None
 
 
-def _progress(args: argparse.Namespace):
-    if args.json or not sys.stderr.isatty():
-        return lambda accounts: None
-    return lambda accounts: print(f"\r{accounts:,} accounts ", end="", file=sys.stderr, flush=True)
+def _progress(args: argparse.Namespace) -> Callable[[int, datetime], None]:
+    """Says on a terminal how far a run is, in one line that goes again in the end."""
+    if not sys.stderr.isatty():
+        return lambda accounts, at: None
+
+    def say(accounts: int, at: datetime) -> None:
+        print(f"\r{accounts:,} accounts done, the next at {at:%Y-%m-%d} ", end="", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        print(f"\r{'':<60}\r", end="", file=sys.stderr, flush=True)
 
 
 def _written(found: Any, data: dict[str, Any], html: str | None) -> Iterator[str]:
     """The report for people."""
     total = {name: f"{count:,}" for name, count in data["totals"].items()}
-    totals, period = data["totals"], f"{found.began:%Y-%m-%d} to {found.ends:%Y-%m-%d}"
+    totals, period = data["totals"], f"{data['days'][0]['day']} to {data['days'][-1]['day']} ({data['timezone']})"
     yield f"{period}: {total['accounts']} accounts, {total['events']} events. Nothing was sent."
     yield ""
     yield f"{total['mails']} mails ({total['surveys']} surveys) to {total['people']} people at {total['accounts_reached']} accounts."

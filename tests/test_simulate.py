@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from selectolax.lexbor import LexborHTMLParser as HTMLParser
 
 from app.cli import main
 from app.config import CODE
+from app.errors import InputError
 from app.flow.check import read
 from app.flow.history import of_database, of_file
+from app.flow.items import ITEM_BYTES
 from app.flow.publish import publish_read
 from app.flow.reporting import page
 from app.flow.simulate import compare, published_writing, simulate, totals
@@ -213,10 +217,72 @@ def test_what_is_wrong_is_said(events, capsys, arguments, problem):
 def test_bad_lines_are_named_and_the_rest_is_run(tmp_path, capsys):
     file = write_events(tmp_path / "events.ndjson", accounts=3, each=5)
     file.write_text("nonsense\n" + file.read_text("utf-8") + '{"type": "track"}\n', "utf-8")
-    assert main(["simulate", str(CODE / "campaigns"), "--events", str(file)]) == 0
-    assert "line 1: " in capsys.readouterr().err
+    assert main(["simulate", str(CODE / "campaigns"), "--events", str(file)]) == 1
+    told = capsys.readouterr()
+    assert "line 1: " in told.err and "3 accounts" in told.out
+    last = len(file.read_text("utf-8").splitlines())
+    assert main(["simulate", str(CODE / "campaigns"), "--events", str(file), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert [one["line"] for one in data["problems"]] == [1, last] and all(one["problem"] for one in data["problems"])
+    assert data["totals"]["accounts"] == 3 and data["totals"]["events"] == last - 2
     file.write_text("nonsense\n", "utf-8")
     assert main(["simulate", str(CODE / "campaigns"), "--events", str(file)]) == 2
+
+
+def test_a_line_without_end_is_named_and_the_next_is_taken(tmp_path):
+    file = write_events(tmp_path / "events.ndjson", accounts=1, each=3)
+    good = file.read_text("utf-8")
+    file.write_text(f"{'x' * 5 * ITEM_BYTES}\n{good}", "utf-8")
+    history, problems = of_file(file)
+    assert len(history.events) == len(good.splitlines())
+    assert [(one.line, one.problem) for one in problems] == [(1, f"is larger than {ITEM_BYTES // 1024} KB")]
+
+
+def test_a_broken_archive_is_said_to_be_broken(tmp_path):
+    whole = gzip.compress(write_events(tmp_path / "events.ndjson", accounts=3, each=30).read_bytes())
+    for name, content in (("short", whole[: len(whole) // 2]), ("bent", whole[:500] + bytes(500) + whole[1000:])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read"):
+            of_file(tmp_path / name)
+
+
+def test_days_are_those_of_the_installation(tmp_path, capsys):
+    """What is sent late in the evening there belongs to that day, wherever the reader is; a date given means its midnight there."""
+    lifecycle = LIFECYCLE.replace("timezone: UTC", "timezone: America/Los_Angeles")
+    folder = write_campaigns(tmp_path / "c", {"onboarding/welcome": WELCOME}, lifecycle=lifecycle)
+    late = "2026-03-02T23:30:00-08:00"
+    calls = [
+        {"type": "group", "groupId": "acorn", "timestamp": late, "traits": {"name": "Acorn"}},
+        {**identify(email="ada@example.com", roles="admin"), "timestamp": late},
+        {**track("signed_up"), "timestamp": late},
+    ]
+    file, target = tmp_path / "events.ndjson", tmp_path / "page.html"
+    file.write_text("".join(json.dumps(call) + "\n" for call in calls), "utf-8")
+    command = ["simulate", str(folder), "--events", str(file), "--from", "2026-03-02", "--to", "2026-03-03", "--json"]
+    assert main([*command, "--html", str(target)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["from"], data["to"]) == ("2026-03-02T08:00:00+00:00", "2026-03-03T08:00:00+00:00")
+    assert data["timezone"] == "America/Los_Angeles"
+    assert [(day["day"], day["mails"]) for day in data["days"]] == [("2026-03-02", 1)]
+    text = HTMLParser(target.read_text("utf-8"))
+    assert text.css_first("#day-2026-03-02") and "America/Los_Angeles" in text.body.text()
+
+
+def test_a_long_run_says_how_far_it_is_on_a_terminal_only(events, capsys, monkeypatch):
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    command = ["simulate", str(CODE / "campaigns"), "--events", str(events), "--json"]
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(command) == 0
+    told = [line for line in terminal.getvalue().split("\r") if line.strip()]
+    moments = [line.split(" at ")[1].strip() for line in told if " at " in line]
+    assert len(set(moments)) > 5 and moments == sorted(moments)
+    assert terminal.getvalue().rsplit("\r", 1)[1].strip() == "" and json.loads(capsys.readouterr().out)["totals"]["accounts"] == 24
 
 
 def test_against_what_is_published(tmp_path, capsys, database, monkeypatch, engine, events):

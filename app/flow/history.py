@@ -8,12 +8,13 @@ answered.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
@@ -33,6 +34,7 @@ FACTS = (
     "nurture.email_complained",
 )
 CHUNK = 200  # accounts read at once
+LINE_BYTES = 4 * ITEM_BYTES  # what is larger is not even looked at
 LINES = 500  # of a file read at once
 SAME_MOMENT = timedelta(minutes=1)
 _GZIP = b"\x1f\x8b"
@@ -287,13 +289,21 @@ def of_file(path: Path) -> tuple[History, list[LineProblem]]:
         with path.open("rb") as raw:
             packed = raw.read(2) == _GZIP
         with gzip.open(path) if packed else path.open("rb") as lines:
-            numbered = enumerate(lines, 1)
+            numbered = enumerate(_bounded(lines), 1)
             while some := list(islice(numbered, LINES)):
                 history.events += _read_lines(some, problems)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read: {error}", path.name) from error
     history.accounts = tuple(dict.fromkeys(one.account for one in history.events if one.account is not None))
     return history, problems
+
+
+def _bounded(lines: BinaryIO) -> Iterator[bytes]:
+    """The lines; of one that is too long as much as shows that it is."""
+    while line := lines.readline(LINE_BYTES + 1):
+        yield line
+        while len(line) > LINE_BYTES and not line.endswith(b"\n"):
+            line = lines.readline(LINE_BYTES + 1)
 
 
 def _read_lines(lines: Sequence[tuple[int, bytes]], problems: list[LineProblem]) -> list[Posted]:
@@ -309,7 +319,7 @@ def _read_lines(lines: Sequence[tuple[int, bytes]], problems: list[LineProblem])
 
 
 def _read_line(number: int, line: bytes) -> Posted:
-    if len(line) > 4 * ITEM_BYTES:
+    if len(line) > LINE_BYTES:
         raise EventError(f"is larger than {ITEM_BYTES // 1024} KB")
     try:
         raw = from_json(line.removeprefix(b"\xef\xbb\xbf"))

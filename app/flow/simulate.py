@@ -8,10 +8,11 @@ share caps, quarantine, goals and each other's events.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, select
 
@@ -22,12 +23,13 @@ from app.models import template
 from app.rules.book import Book
 from app.rules.definition import MAIL_KINDS
 from app.rules.reasons import sentence
-from app.rules.timing import zone_for
+from app.rules.timing import zone, zone_for
 
 TOO_CLOSE = timedelta(hours=24)  # two mails to one person
 TOO_MANY = 4  # mails to one person within a week
 WEEK = timedelta(days=7)
 EXAMPLES = 20
+STOPS = 50  # times that a run of some accounts says how far it is
 SAME_TIME = timedelta(minutes=1)
 DONE = ("sent", "unknown")
 
@@ -75,13 +77,14 @@ class Told:
 
 @dataclass(slots=True)
 class Simulation:
-    """What came of a run between `began` and `ends`. `silent` are the accounts that got nothing, each with the first reason why.
+    """What came of a run from `began` until just before `ends`. `silent` are the accounts that got nothing, each with the first reason why.
 
     Where `chosen` names campaigns, everything is about them alone, but for `beside`: the mails that the others sent.
     """
 
     began: datetime
     ends: datetime
+    zone: ZoneInfo  # of the installation, whose days are counted
     campaigns: dict[str, str]  # key → name
     chosen: frozenset[str] | None = None
     others: dict[str, str] = field(default_factory=dict)  # key → name
@@ -109,6 +112,7 @@ class Simulation:
         return {
             "from": self.began.isoformat(),
             "to": self.ends.isoformat(),
+            "timezone": self.zone.key,
             "totals": totals(self),
             "campaigns": by_campaign(self),
             "others": by_others(self),
@@ -132,30 +136,38 @@ def simulate(
     *,
     chosen: Collection[str] | None = None,
     compose: Compose | None = None,
-    progress: Callable[[int], None] = lambda accounts: None,
+    progress: Callable[[int, datetime], None] = lambda accounts, at: None,
 ) -> Simulation:
     """Runs the campaigns of `book` over the histories up to `ends`; what happened before `began` builds the state and is not reported.
 
     With `chosen` all of them run as well, and what these come to is reported, with what the others took from them.
-    `compose` writes each mail, so that subjects and holes show; None writes nothing and the subject is the step's. `progress` is told how
-    many accounts are done. Raises nothing for any event; changes nothing.
+    `compose` writes each mail, so that subjects and holes show; None writes nothing and the subject is the step's. `progress` is told now
+    and then how many accounts are done and at which moment those at hand are. Raises nothing for any event; changes nothing.
     """
     names = {key: book.versions[one.version].campaign.name for key, one in book.standings.items() if one.mode in ("live", "shadow")}
-    found = Simulation(began, ends, names, frozenset(chosen) if chosen is not None else None)
+    found = Simulation(began, ends, zone(book.lifecycle.timezone), names, frozenset(chosen) if chosen is not None else None)
     found.others = {key: name for key, name in names.items() if not found.about(key)}
     found.campaigns = {key: name for key, name in names.items() if found.about(key)}
     for history in histories:
         world = World(book, feedback=history.feedback, compose=compose)
         history.tell(world)
-        world.run(ends)
+        for moment in _way(history, ends):
+            world.run(moment)
+            progress(found.accounts, moment)
         _collect(found, world, book)
         found.events += len(history.events)
-        progress(found.accounts)
     for letters in (found.letters, found.beside):
         letters.sort(key=lambda one: (one.at, one.place))
     found.effects.sort(key=lambda one: (one.at, one.account, one.campaign, one.step))
     found.silent.sort()
     return found
+
+
+def _way(history: History, ends: datetime) -> Iterator[datetime]:
+    """Moments to stop at on the way to `ends`. Stopping changes nothing."""
+    first = min((one.received_at for one in history.events), default=ends)
+    yield from (first + (ends - first) * part / STOPS for part in range(1, STOPS) if first < ends)
+    yield ends
 
 
 def published_writing(conn: Connection, book: Book) -> Compose:
@@ -179,7 +191,7 @@ def _collect(found: Simulation, world: World, book: Book) -> None:
     }
     for letter in world.letters:
         at = letter.settled_at or letter.due_at
-        if not found.began <= at <= found.ends:
+        if not found.began <= at < found.ends:
             continue
         if letter.reason == "survey_quarantine":
             asked_before = surveys.get((letter.person, letter.evidence.get("asked_at")), "")
@@ -193,17 +205,17 @@ def _collect(found: Simulation, world: World, book: Book) -> None:
         if letter.outcome in DONE:
             reached.add(letter.account)
     for key, effect in world.effects:
-        if found.about(effect.campaign) and found.began <= effect.created_at <= found.ends:
+        if found.about(effect.campaign) and found.began <= effect.created_at < found.ends:
             about = (key, accounts[key].name, effect.campaign, effect.step, effect.kind, effect.created_at)
             found.effects.append(Told(*about, "made" if effect.state == "due" else effect.state))
     for _, enrollment in world.enrollments.values():
         if not found.about(enrollment.campaign):
             continue
-        found.entered[enrollment.campaign] += found.began <= enrollment.entered_at <= found.ends
-        if enrollment.ended_at is not None and found.began <= enrollment.ended_at <= found.ends:
+        found.entered[enrollment.campaign] += found.began <= enrollment.entered_at < found.ends
+        if enrollment.ended_at is not None and found.began <= enrollment.ended_at < found.ends:
             found.ended[enrollment.campaign][enrollment.end_reason or enrollment.state] += 1
     for _, one in world.decisions:
-        if one.gate == "caps" and one.verdict == "wait" and found.began <= one.at <= found.ends:
+        if one.gate == "caps" and one.verdict == "wait" and found.began <= one.at < found.ends:
             lost_to = str(one.evidence.get("lost_to", ""))
             if found.about(one.campaign) or found.about(_campaign_of(lost_to)):
                 found.capped[f"{one.campaign}/{one.step}", lost_to, str(one.evidence.get("per", ""))] += 1
@@ -247,7 +259,7 @@ def _first_noes(found: Simulation, world: World) -> dict[str, str]:
     said: dict[str, str] = {}
     for key, decision in world.decisions:
         mine = key is not None and key not in said and decision.verdict == "no" and found.about(decision.campaign)
-        if mine and found.began <= decision.at <= found.ends:
+        if mine and found.began <= decision.at < found.ends:
             where = f"{decision.campaign}: " if decision.campaign else ""
             said[key] = where + sentence(decision.reason, decision.evidence)
     return said
@@ -321,13 +333,17 @@ def by_others(found: Simulation) -> list[dict[str, Any]]:
 
 
 def by_day(found: Simulation) -> list[dict[str, Any]]:
-    """Every UTC day of the period: how many mails of which campaign."""
+    """Every day of the period, as the installation's zone has it: how many mails of which campaign."""
     days: dict[date, Counter[str]] = defaultdict(Counter)
     for one in found.sent:
-        days[one.at.astimezone(UTC).date()][one.campaign] += 1
-    first, last = found.began.astimezone(UTC).date(), found.ends.astimezone(UTC).date()
+        days[day_of(found, one.at)][one.campaign] += 1
+    first, last = day_of(found, found.began), day_of(found, found.ends - timedelta(microseconds=1))
     every = [first + timedelta(days=number) for number in range((last - first).days + 1)]
     return [{"day": day.isoformat(), "mails": sum(days[day].values()), "campaigns": dict(days[day].most_common())} for day in every]
+
+
+def day_of(found: Simulation, at: datetime) -> date:
+    return at.astimezone(found.zone).date()
 
 
 def reasons(found: Simulation) -> list[dict[str, Any]]:

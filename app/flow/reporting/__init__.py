@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 from collections import Counter, defaultdict
-from datetime import UTC, date, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def page(found: Simulation, title: str, changes: Changes | None = None) -> str:
         campaigns=campaigns,
         others=simulate.by_others(found),
         hues=hues,
+        began=found.began.astimezone(found.zone),
+        last=simulate.day_of(found, found.ends - timedelta(microseconds=1)),
         months=_months(days),
         most=max((day["mails"] for day in days), default=0) or 1,
         mails=_by_day(found),
@@ -69,10 +71,10 @@ def _months(days: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_day(found: Simulation) -> dict[str, list[Any]]:
-    """The mails of each UTC day in the order of their times, as many as the page lists."""
+    """The mails of each day in the order of their times, as many as the page lists."""
     mails: dict[str, list[Any]] = defaultdict(list)
     for one in found.sent[:LISTED]:
-        mails[one.at.astimezone(UTC).date().isoformat()].append(one)
+        mails[simulate.day_of(found, one.at).isoformat()].append(one)
     return dict(mails)
 
 
