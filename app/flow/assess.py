@@ -29,8 +29,8 @@ AGAIN_AFTER = timedelta(days=1)
 BATCH = 500
 NEWS = 1.0  # points by which a score must move to be told
 
-_WINDOW = re.compile(r"usage\.([a-z0-9_]+)\.(last|previous)_(\d{1,4})d")
-_SURVEY = re.compile(r"survey\.(nps|csat|ces)")
+WINDOW = re.compile(r"usage\.([a-z0-9_]+)\.(last|previous)_(\d{1,4})d")
+SURVEY = re.compile(r"survey\.(nps|csat|ces)")
 SEATS_SHARE = "usage.seats.share"
 MILESTONES_SHARE = "milestones.share"
 
@@ -92,9 +92,10 @@ def _assess_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     conn.execute(_LATER, {"ids": ids, "events": [changed.get(id) for id in ids], "at": now + AGAIN_AFTER})
     if model is None:
         return len(ids), set()
-    known = _Known(conn, accounts, found[1], now).by_account(_metrics(model))
+    known = _Known(conn, accounts, found[1], now).by_account(metrics_of(model))
     before = {row["account_id"]: row for row in conn.execute(_LATEST, {"ids": ids}).mappings()}
-    rows = [_row(one, score(model, known[one["id"]]), known[one["id"]], before.get(one["id"]), model_hash(model), now) for one in accounts]
+    of = model_hash(model)
+    rows = [assessment(one, score(model, known[one["id"]]), known[one["id"]], before.get(one["id"]), of, now) for one in accounts]
     rows = [row for row in rows if row]
     appended = insert_rows(conn, health_score, rows, returning=("id", "account_id"))
     states = [{"id": row["account_id"], "health_score": row["score"], "health_band": row["band"], "health_at": now} for row in rows]
@@ -103,10 +104,11 @@ def _assess_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     return len(ids), _tell(conn, rows, {row.account_id: row.id for row in appended}, keys, before, now)
 
 
-def _row(
+def assessment(
     one: Mapping, result: Score, known: Mapping[str, Sequence[Sample]], before: Mapping | None, model: str, now: datetime
 ) -> dict[str, Any] | None:
-    """The row to append, or None when nothing of it differs from the last one. `told` in `known` is the score last told."""
+    """The row to append to what is stored (or to what a world remembers) of the account `one` (`id`, `stage`), or None when nothing of it
+    differs from the last one, `before`. `told` in `known` is the score last told."""
     past = before["known"] if before else {}
     leaning = past.get("leaning") or {}
     since = datetime.fromisoformat(leaning["since"]) if leaning else None
@@ -137,6 +139,19 @@ def _row(
     }
 
 
+def news(row: Mapping, last: Mapping | None) -> dict[str, Any] | None:
+    """What `nurture.health_changed` tells of a row after the `last` one; None where it is no news."""
+    if not row["known"]["news"]:
+        return None
+    return {
+        "score": row["score"],
+        "band": row["band"],
+        "previous_score": last["known"].get("told") if last else None,
+        "previous_band": last["band"] if last else None,
+        "band_changed": row["band"] != (last["band"] if last else None),
+    }
+
+
 def _apart(score: float | None, told: float | None) -> float:
     return 0.0 if score is None or told is None else abs(score - told)
 
@@ -146,16 +161,9 @@ def _tell(
 ) -> set[int]:
     events = []
     for row in rows:
-        if not row["known"]["news"]:
+        id = row["account_id"]
+        if (properties := news(row, before.get(id))) is None:
             continue
-        id, last = row["account_id"], before.get(row["account_id"])
-        properties = {
-            "score": row["score"],
-            "band": row["band"],
-            "previous_score": last["known"].get("told") if last else None,
-            "previous_band": last["band"] if last else None,
-            "band_changed": row["band"] != (last["band"] if last else None),
-        }
         events.append(Own("nurture.health_changed", f"health:{ids[id]}", properties, keys[id], None, now))
     if not events:
         return set()
@@ -178,13 +186,13 @@ class _Known:
 
     def by_account(self, metrics: frozenset[str]) -> dict[int, dict[str, list[Sample]]]:
         known: dict[int, dict[str, list[Sample]]] = {id: {} for id in self.ids}
-        windows = {metric: match for metric in metrics if (match := _WINDOW.fullmatch(metric))}
+        windows = {metric: match for metric in metrics if (match := WINDOW.fullmatch(metric))}
         self._usage(known, windows)
         if MILESTONES_SHARE in metrics and self.lifecycle.milestones:
             self._milestones(known)
         if SEATS_SHARE in metrics:
             self._seats(known)
-        if surveys := [match[1] for metric in metrics if (match := _SURVEY.fullmatch(metric))]:
+        if surveys := [match[1] for metric in metrics if (match := SURVEY.fullmatch(metric))]:
             self._surveys(known, surveys)
         return known
 
@@ -236,7 +244,7 @@ class _Known:
             known[id][f"survey.{survey}"] = samples
 
 
-def _metrics(model: HealthModel) -> frozenset[str]:
+def metrics_of(model: HealthModel) -> frozenset[str]:
     return frozenset(measure.metric for group in model.groups for measure in group.measures)
 
 

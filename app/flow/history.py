@@ -38,6 +38,7 @@ LINE_BYTES = 4 * ITEM_BYTES  # what is larger is not even looked at
 LINES = 500  # of a file read at once
 SAME_MOMENT = timedelta(minutes=1)
 _GZIP = b"\x1f\x8b"
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)  # when lines of a file are "received", so that no time in them is in the future
 
 
@@ -73,6 +74,15 @@ class Assessed:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Unassessed:
+    """From when on nobody has assessed the health of an account; `last` is the row of the last assessment, None where there was none."""
+
+    account: str
+    since: datetime
+    last: Mapping[str, Any] | None = None
+
+
 @dataclass(slots=True)
 class History:
     """What happened to some accounts, in the order it was received, and around them."""
@@ -82,6 +92,7 @@ class History:
     holds: list[Held] = field(default_factory=list)
     suppressions: list[Closed] = field(default_factory=list)
     assessments: list[Assessed] = field(default_factory=list)
+    unassessed: list[Unassessed] = field(default_factory=list)
     feedback: Recorded = field(default_factory=lambda: Recorded())
 
     def tell(self, world: World) -> None:
@@ -95,6 +106,11 @@ class History:
                 world.lift(one.person, one.scope, one.lifted)
         for one in self.assessments:
             world.assess(one.account, one.score, one.band, one.at)
+
+    def go_on(self, world: World) -> None:
+        """Has `world` assess health from where what was recorded ends; without this it believes what was recorded, and no more."""
+        for one in self.unassessed:
+            world.assess_from(one.account, one.since, one.last)
 
 
 @dataclass(slots=True)
@@ -193,6 +209,11 @@ def _history(conn: Connection, accounts: Sequence[str], until: datetime) -> Hist
     history.holds = [Held(*row) for row in conn.exec_driver_sql(_HOLDS, given)]
     history.suppressions = [Closed(*row) for row in conn.exec_driver_sql(_SUPPRESSIONS, given)]
     history.assessments = [Assessed(*row) for row in conn.exec_driver_sql(_ASSESSMENTS, given)]
+    for account, since, last in conn.exec_driver_sql(_UNASSESSED, given):
+        if last is None:
+            history.unassessed.append(Unassessed(account, _LONG_AGO))
+        elif since is not None:
+            history.unassessed.append(Unassessed(account, since, last))
     for row in conn.exec_driver_sql(_MESSAGES, given).mappings():
         history.feedback.note(row)
     for message_id, moment, detail in conn.exec_driver_sql(_CLICKS, given):
@@ -244,6 +265,11 @@ order by created_at, id"""
 _ASSESSMENTS = """
 select a.external_id, h.score, h.band, h.at from health_score h join account a on a.id = h.account_id
 where a.external_id = any(%(accounts)s) and h.at <= %(until)s order by h.at, h.id"""
+# An account that was never assessed is from the beginning; another when that is due next.
+_UNASSESSED = """
+select a.external_id, a.assess_at, to_jsonb(h) from account a left join lateral (
+    select score, band, coverage, contributions, known from health_score where account_id = a.id order by at desc, id desc limit 1
+) h on true where a.external_id = any(%(accounts)s) order by a.external_id"""
 _OF = "from message m join account a on a.id = m.account_id"
 _MESSAGES = f"""
 select m.id, a.external_id as account, k.key as campaign, m.step_id as step, c.external_id as contact, m.state, m.reason, m.person,
@@ -295,6 +321,7 @@ def of_file(path: Path) -> tuple[History, list[LineProblem]]:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot be read: {error}", path.name) from error
     history.accounts = tuple(dict.fromkeys(one.account for one in history.events if one.account is not None))
+    history.unassessed = [Unassessed(account, _LONG_AGO) for account in history.accounts]
     return history, problems
 
 

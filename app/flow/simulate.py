@@ -151,6 +151,7 @@ def simulate(
     for history in histories:
         world = World(book, feedback=history.feedback, compose=compose)
         history.tell(world)
+        history.go_on(world)
         for moment in _way(history, ends):
             world.run(moment)
             progress(found.accounts, moment)

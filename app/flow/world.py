@@ -21,12 +21,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from app.errors import RenderSkip, SendError
+from app.flow.assess import AGAIN_AFTER
 from app.flow.check import Campaigns
 from app.flow.compose import Addresses, Compiled, Composer, Mail
+from app.flow.consequences import ASSESS_LATER, ASSESS_SOON
 from app.flow.prepare import LOOK_AGAIN, locales, why
 from app.flow.respond import clean
 from app.flow.states import USAGE_KEPT
 from app.flow.track import SETTLES_AFTER
+from app.flow.vitals import Vitals
 from app.rules import capacity, consent, journey
 from app.rules.book import Book, Node, Standing, Version, build_book, compile_version
 from app.rules.capacity import Place, Refusal
@@ -205,6 +208,7 @@ class World:
         self._changes: list[tuple] = []  # a heap: what happens around the accounts
         self._due: dict[UUID, datetime] = {}
         self._frozen: list[tuple] = []  # timers of paused campaigns
+        self._vitals = Vitals()
         self._count = 0
         self._rows = 0
 
@@ -247,6 +251,13 @@ class World:
     def assess(self, account: str, score: float | None, band: str | None, at: datetime) -> None:
         """What the health of the account was found to be. That is told by an event only where it is news."""
         self._change(at, self._assessed, account, score, band)
+
+    def assess_from(self, account: str, since: datetime, last: Mapping[str, Any] | None = None) -> None:
+        """From `since` on the health of the account is assessed here, as a live engine would; `last` is the row of its latest assessment.
+        Without this the world believes what it is told."""
+        self._vitals.watch(account, since, last)
+        if last is not None:
+            self._ask_health(account, since)
 
     def set_book(self, book: Book) -> None:
         """What is in force from now on. Versions that `book` does not know are kept for those inside them (invariant 7)."""
@@ -405,6 +416,8 @@ class World:
             if reaction.account is bare and not (reaction.enrollments or reaction.decisions or reaction.derived or reaction.stages):
                 if reaction.usage:
                     self._use(home, occurrence, reaction, True)
+                if isinstance(occurrence, Event):
+                    self._ask_health(home.key, self.now + ASSESS_LATER)
                 return
             # Something follows after all, and may be decided only by everything that is known.
         before = self._whole(home)
@@ -420,6 +433,9 @@ class World:
         home.set(after)
         if reaction.usage:
             self._use(home, occurrence, reaction, bool(reaction.derived))
+        if isinstance(occurrence, Event):
+            soon = after.clocks is not before.clocks or after.milestones is not before.milestones
+            self._ask_health(key, self.now + (ASSESS_SOON if soon else ASSESS_LATER))
         if after.contacts is not before.contacts:
             for one in after.contacts.values():
                 if before.contacts.get(one.key) is not one:
@@ -482,6 +498,7 @@ class World:
         """Counts the occurrence; `uncounted` says that the facts of the account do not have it yet."""
         at = occurrence.occurred_at
         day = (at if at.tzinfo is UTC else at.astimezone(UTC)).toordinal()
+        self._vitals.hear(reaction.usage)
         for metric in reaction.usage:
             spec = self.book.lifecycle.usage.get(metric)
             home.count(metric, day, at, occurrence.contact if spec is not None and spec.contacts else None)
@@ -591,6 +608,28 @@ class World:
     def _assessed(self, at: datetime, account: str, score: float | None, band: str | None) -> None:
         if home := self._homes.get(account):
             home.set(renew(home.account, health=Health(score, band, at)))
+
+    def _ask_health(self, account: str, at: datetime) -> None:
+        if self._vitals.ask(account, at, self.book.lifecycle):
+            self._change(at, self._assess_health, account)
+
+    def _assess_health(self, at: datetime, account: str) -> None:
+        """Assesses the account, where it is due now, and tells what is news."""
+        if not self._vitals.is_due(account, at):
+            return
+        home, now = self._homes[account], max(at, self.now or at)
+        seen = [last for key in home.account.contacts if (last := self._last_seen(key)) is not None]
+        health, told = self._vitals.assess(home.account, home.counts, seen, self.book.lifecycle, now)
+        self._change(now + AGAIN_AFTER, self._assess_health, account)
+        if health is not None:
+            home.set(renew(home.account, health=health))
+        if told is not None:
+            ident = f"health:{account}:{now.isoformat()}"
+            one = Posted(ident, "track", "nurture.health_changed", account, None, told, now, now, OWN_SOURCE)
+            heappush(self._agenda, (now, 0, self._next(), one))
+
+    def _last_seen(self, contact: str) -> datetime | None:
+        return self._late.get(contact) or self._contacts[contact].last_seen_at
 
     def _suppressed(self, at: datetime, person: str, scope: str, closed: bool) -> None:
         known = self._closed.get(person, frozenset())
@@ -835,6 +874,8 @@ class World:
         closed = at >= letter.settled_at + self.book.lifecycle.survey.closes_after
         if closed or not low <= reply.score <= high or (revision and (previous, said) == (reply.score, comment)):
             return
+        self._vitals.answered(letter.account, survey, letter.person or letter.contact, reply.score, at)
+        self._ask_health(letter.account, at)
         revision += 1
         self._answers[letter.id] = (reply.score, comment, revision)
         properties = {

@@ -181,8 +181,9 @@ def learn(turn: Turn, event: Event, roots: set[str]) -> None:
     elif event.name == "nurture.health_changed":
         known = turn.account.health.at
         if known is None or known <= event.occurred_at:  # what was found since is known already
-            score, band = event.properties.get("score"), event.properties.get("band")
-            turn.account = renew(turn.account, health=Health(score, band, event.occurred_at))
+            found = Health(event.properties.get("score"), event.properties.get("band"), event.occurred_at)
+            if found != turn.account.health:
+                turn.account = renew(turn.account, health=found)
         roots.add("health")
     if event.kind == "track":
         if event.contact and event.mark is None and not event.own:
