@@ -121,6 +121,87 @@ def test_a_message_that_is_not_sent_gives_its_place_back(engine, settings, clock
     assert states(engine)[low][0] in ("sent", "skipped")
 
 
+def test_a_message_that_the_relay_defers_keeps_its_place(engine, settings, clock):
+    """Greylisting must not hand the place of the higher priority to the lower one."""
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW, lifecycle=CAPS)
+        ada = cast.contact()
+        low = cast.message(ada, priority=10, expires_at=NOW + 30 * DAY)
+        high = second(cast, ada, priority=90)
+    sink = transport(1)
+    sink.fail("rcpt", "temp", "4.2.0 greylisted", 450)
+    deliver(engine, settings, clock, sink)
+    assert states(engine) == {high: ("due", "deferred"), low: ("due", "capped")}
+    clock.now += timedelta(hours=1)
+    deliver(engine, settings, clock, sink)
+    assert states(engine) == {high: ("sent", None), low: ("due", "capped")}
+    clock.now = NOW + timedelta(days=7, hours=1)  # the window counts from the attempt that succeeded
+    deliver(engine, settings, clock, sink)
+    assert states(engine)[low] == ("sent", None)
+
+
+def test_a_message_with_a_place_that_a_gate_has_wait_gives_it_back(engine, settings, clock):
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW, lifecycle=CAPS)
+        ada, ben = cast.contact(), cast.contact("ben", cast.account("other"))
+        low = cast.message(ada, priority=10, expires_at=NOW + 30 * DAY)
+        second(cast, ada, priority=90)
+        cast.message(ben)
+    sink = transport(1)
+    sink.fail("rcpt", "temp", "4.2.0 greylisted", 450)
+    deliver(engine, settings, clock, sink)
+    clock.now += timedelta(hours=1)
+    with engine.begin() as conn:
+        conn.execute(update(campaign).where(campaign.c.id != cast.campaign_id).values(mode="paused"))
+    deliver(engine, settings, clock, sink)
+    assert states(engine)[low] == ("sent", None)
+
+
+def test_a_survey_that_the_relay_defers_is_the_one_that_is_asked(engine, settings, clock):
+    """With quarantine, of two surveys the higher priority is asked, however long the relay has it wait and whoever delivers."""
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW)
+        ada = cast.contact()
+        low = cast.message(ada, "ask", priority=10, expires_at=NOW + 30 * DAY)
+        late = second(cast, ada, priority=50, step="ask", due_at=NOW + timedelta(hours=1), expires_at=NOW + 4 * DAY)
+        high = second(cast, ada, priority=90, step="ask")
+    sink = transport(1)
+    sink.fail("rcpt", "temp", "4.2.0 greylisted", 450)
+    deliver(engine, settings, clock, sink)
+    assert states(engine) == {high: ("due", "deferred"), low: ("skipped", "survey_quarantine"), late: ("due", None)}
+    clock.now += timedelta(hours=1)
+    deliver(engine, settings, clock, sink)
+    assert states(engine) == {high: ("sent", None), low: ("skipped", "survey_quarantine"), late: ("skipped", "survey_quarantine")}
+
+
+@pytest.mark.parametrize("kind", ["survey", "shared"])
+def test_of_two_that_one_person_may_get_the_first_in_order_goes_whoever_of_four_workers_has_it(engine, settings, clock, kind):
+    """Two messages of which a person may get one, for 60 persons: always the one that is claimed first by priority, then due time."""
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW)
+        wanted = set()
+        for number in range(60):
+            address = f"person-{number}@one.test"
+            one = cast.contact(f"person-{number}", cast.account(f"account-{number}"), address=address, person=address)
+            if kind == "survey":
+                cast.message(one, "ask", priority=10)
+                wanted.add(second(cast, one, priority=90, step="ask"))
+            else:
+                twin = cast.contact(f"twin-{number}", cast.account(f"other-{number}"), address=address, person=address)
+                cast.message(one)
+                wanted.add(cast.message(twin, due_at=NOW - timedelta(minutes=1)))
+    threads = [Thread(target=deliver, args=(engine, settings, clock, transport(1))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = states(engine)
+    assert {ident for ident, (state, _) in found.items() if state == "sent"} == wanted
+    assert {reason for state, reason in found.values() if state == "skipped"} == {
+        "survey_quarantine" if kind == "survey" else "already_mailed"
+    }
+
+
 def test_caps_of_an_account_count_everybody_in_it_and_transactional_mail_is_exempt(engine, settings, clock):
     with engine.begin() as conn:
         cast = Cast(conn, NOW, lifecycle=CAPS)

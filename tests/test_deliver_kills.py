@@ -108,7 +108,7 @@ def test_killed_between_the_claim_and_the_wire(engine, database, workers):
     due(engine, 1)
     with FaultySmtp() as server:
         with engine.connect() as blocker, blocker.begin():
-            blocker.execute(text("lock table membership in access exclusive mode"))
+            blocker.execute(text("lock table consent in access exclusive mode"))
             worker = workers(database, server.url)
             eventually(lambda: states(engine) == {"claimed": 1})
             worker.end()

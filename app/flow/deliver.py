@@ -230,14 +230,15 @@ class _Run:
     def _fetch(self, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
         """Claims more messages and reads what is known of them, and of the claims that waited too long.
 
-        Under caps that is one transaction, and one worker at a time, so that of all that is due the higher priority takes its place first.
+        Where one may take something from another that is one transaction, and one worker at a time, so that of all that is due the higher
+        priority takes its place first.
         """
         claimed = stale
         try:
             taken, facts = self.database.do(lambda conn: self._claim(conn, stale, size))
             if taken and facts is None:
                 claimed = taken
-                facts = self.database.do(lambda conn: self.preparer.gather(conn, claimed, self.clock()))
+                facts = self.database.do(lambda conn: self.preparer.gather(conn, claimed, self.clock(), reserving=False))
             return taken, facts
         except BaseException:
             # Nothing of these has touched the wire.
@@ -246,13 +247,16 @@ class _Run:
             raise
 
     def _claim(self, conn: Connection, stale: list[Row], size: int) -> tuple[list[Row], Facts | None]:
-        """The stale claims and as many new ones as make up `size`. Under caps with what is known of them, and no new ones while another
-        worker holds the lock of the caps."""
-        capped = bool(publish.book(conn).lifecycle.caps)
+        """The stale claims and as many new ones as make up `size`; none of those while another worker claims. With what is known of all
+        where they may take something from each other, or from what others claim next: their places are given before anybody else claims."""
+        if not reservations.lock(conn):
+            return stale, None
         claimed = stale
-        if len(stale) < size and (not capped or reservations.lock(conn)):
+        if len(stale) < size:
             claimed = stale + claims.claim(conn, self.worker_id, self.clock(), size - len(stale))
-        return claimed, self.preparer.gather(conn, claimed, self.clock()) if capped and claimed else None
+        if not claimed or not reservations.contested(conn, publish.book(conn), claimed):
+            return claimed, None
+        return claimed, self.preparer.gather(conn, claimed, self.clock(), reserving=True)
 
     def _any_due(self) -> bool:
         return self.database.do(lambda conn: claims.any_due(conn, self.clock()))

@@ -26,7 +26,8 @@ class Outcome:
     """How one claim ended.
 
     `claimed` is the row that `claims.claim` gave. `ending.event` is None where no attempt was made (a gate said no, the relay was away):
-    then it is not counted. `gate` names the gate of the ledger line; `evidence` is what it saw; `reply` the relay's words. `filled_by`
+    then it is not counted. `gate` names the gate of the ledger line, `send` if it was none; `evidence` is what it saw; `reply` the
+    relay's words. `filled_by`
     are the messages whose places it would have needed.
     """
 
@@ -106,7 +107,10 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
     doubtful = {one.person: [one.claimed.contact_id] for one in ours if one.person and _is_doubtful(one.ending)}
     give_up(conn, doubtful, now)
     resolve(conn, [row.id for row in done.values() if row.state == "unknown"], now)
-    reservations.give_back(conn, [row.id for row in done.values() if row.state in ("due", "skipped")], now)
+    # What the relay has wait keeps its place: it came before others, and is still to be sent. What a gate has wait does not.
+    tried = {one.claimed.id for one in ours if one.gate == "send"}
+    free = [row.id for row in done.values() if row.state == "skipped" or (row.state == "due" and row.id not in tried)]
+    reservations.give_back(conn, free, now)
     reservations.look_again(conn, [(one.claimed.id, other) for one in ours for other in one.filled_by], now)
     return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
 

@@ -17,14 +17,14 @@ from sqlalchemy import Connection, Row, select
 
 from app.config import Settings
 from app.errors import RenderSkip
-from app.flow import mime, publish, reservations, states
+from app.flow import mime, publish, states
 from app.flow.claims import Ready
 from app.flow.compose import Addresses, Compiled, Composer, Link, assemble, locales
 from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.dkim import Signers
 from app.flow.links import Links
 from app.flow.outcome import Outcome
-from app.flow.reservations import Reserved
+from app.flow.reservations import Places
 from app.flow.signing import Signer
 from app.models import template
 from app.providers import Letter
@@ -70,37 +70,30 @@ class Preparer:
         self.composer = Composer()
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
 
-    def gather(self, conn: Connection, claimed: Sequence[Row], now: datetime) -> Facts:
-        """What the gates and the templates need to know of these messages, with the places that those take which may go. In the
-        transaction of the claim. Raises NotFound when nothing is published."""
+    def gather(self, conn: Connection, claimed: Sequence[Row], now: datetime, *, reserving: bool) -> Facts:
+        """What the gates and the templates need to know of these messages; `reserving`, in the transaction of the claim and under its
+        lock, with the places that those take which may go. Raises NotFound when nothing is published."""
         book = publish.including(conn, publish.book(conn), {row.version_id for row in claimed})
         self._load_templates(conn, {row.version_id for row in claimed})
         self.signers.refresh(conn, self.settings)
-        facts = Facts(conn, book, claimed, self._metrics(book, claimed), now)
-        self._reserve(conn, facts, claimed, now)
+        facts = Facts(conn, book, claimed, self._metrics(book, claimed), now, reserving)
+        if reserving:
+            self._reserve(conn, facts, claimed, now)
         return facts
 
     def _reserve(self, conn: Connection, facts: Facts, claimed: Sequence[Row], now: datetime) -> None:
-        shared = reservations.shared_persons(conn, facts.persons)
-        surveys = any(row.kind == "survey" for row in claimed)
-        if not facts.book.lifecycle.caps:
-            # With caps the lock was taken before the claim, so that the higher priority goes first. Here it only keeps two at once apart.
-            if not shared and not surveys:
-                return
-            if not reservations.lock(conn):
-                facts.places.shared = shared
-                return
-            facts.look_at_surveys(conn, claimed)
-        wanting = []
+        """Gives places in the order of the claims, as far as the gates before the caps are open."""
         for row in claimed:
             account, enrollment, contact = facts.of(row)
             if account is None or enrollment is None or contact is None or row.expires_at <= now:
                 continue
             version = facts.book.versions[row.version_id]
-            node = version.nodes[row.step_id]
-            if consent.gate(facts.book, account, enrollment, version, node, contact, now, facts.surveyed.get(contact.person)) is None:
-                wanting.append((row, account, contact, enrollment))
-        facts.places = reservations.reserve(conn, facts.book, wanting, shared, now)
+            node, asked = version.nodes[row.step_id], facts.asked_at(contact.person, row.id)
+            if consent.gate(facts.book, account, enrollment, version, node, contact, now, asked) is None:
+                taken = facts.places.take(row, account, contact, enrollment)
+                if taken and row.kind == "survey" and not enrollment.shadow:
+                    facts.surveys.setdefault(contact.person, {})[row.id] = now
+        facts.places.write(conn)
 
     def make(self, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
         """The letter, if it may go now by what was known when `facts` were read; else the outcome with its reason. No I/O.
@@ -125,24 +118,25 @@ class Preparer:
         node = version.nodes[row.step_id]
         if contact is None:
             return _outcome(row, "skipped", "not_a_member", now, "recipient")
-        shut = consent.gate(book, account, enrollment, version, node, contact, now, facts.surveyed.get(contact.person))
+        shut = consent.gate(book, account, enrollment, version, node, contact, now, facts.asked_at(contact.person, row.id))
         if shut is not None:
             return _shut(row, shut, now)
         if (no := facts.places.refused.get(row.id)) is not None:
             return replace(_shut(row, no, now), filled_by=no.filled_by)
-        if row.id not in facts.places.held and reservations.needed(book, row, contact.person, facts.places.shared):
-            # The gates were shut a moment ago, when places were given: the next claim asks for one.
-            return _outcome(row, "due", row.reason, now, "caps", due_at=now)
+        if row.id not in facts.places.held and facts.places.needed(row, contact.person):
+            # Places were not given, or the gates were shut a moment ago, when they were: the next claim asks for one.
+            return _outcome(row, "due", row.reason, now, "send", due_at=now)
         try:
             made = self._letter(book, facts, row, account, enrollment, version, node, contact, now)
         except RenderSkip as skip:
+            facts.surveys.get(contact.person, {}).pop(row.id, None)
             return _outcome(row, "skipped", skip.reason, now, "render", skip.evidence)
+        if isinstance(made, Outcome):
+            facts.surveys.get(contact.person, {}).pop(row.id, None)
         if enrollment.shadow:
             return _outcome(row, "shadow", "shadow", now, "campaign")
         if enrollment.held_out:
             return _outcome(row, "ghosted", "held_out", now, "holdout")
-        if row.kind == "survey" and isinstance(made, Prepared):
-            facts.surveyed[contact.person] = now
         return made
 
     def _letter(
@@ -255,7 +249,7 @@ class Preparer:
 class Facts:
     """What was known of everybody in a batch at `at`, a reading of the monotonic clock in seconds."""
 
-    def __init__(self, conn: Connection, book: Book, claimed: Sequence[Row], metrics: Iterable[str], now: datetime):
+    def __init__(self, conn: Connection, book: Book, claimed: Sequence[Row], metrics: Iterable[str], now: datetime, reserving: bool):
         self.book, self.at = book, time.monotonic()
         found = states.load(conn, ids={row.account_id for row in claimed}, acting=True, metrics=metrics, now=now)
         self.brand: Mapping[str, str] = book.lifecycle.brand.model_dump()
@@ -266,15 +260,12 @@ class Facts:
         self.said: dict[tuple[str, str], bool] = {
             (person, purpose): granted for person, purpose, granted in conn.exec_driver_sql(_SAID, {"persons": list(self.persons)})
         }
-        self.places = Reserved()
-        self.surveyed: dict[str | None, datetime] = {}
-        self.look_at_surveys(conn, claimed)
-
-    def look_at_surveys(self, conn: Connection, claimed: Sequence[Row]) -> None:
-        """When the persons were last asked something by another message than these."""
-        if surveys := [row.id for row in claimed if row.kind == "survey"]:
-            found = conn.exec_driver_sql(_SURVEYED, {"persons": list(self.persons), "these": surveys})
-            self.surveyed = dict(map(tuple, found))
+        self.places = Places(conn, book, self.persons, self.accounts, now, reserving)
+        self.surveys: dict[str | None, dict[UUID, datetime]] = {}  # by person: what they were asked, or are about to be
+        if any(row.kind == "survey" for row in claimed):
+            since = now - book.lifecycle.survey.quarantine
+            for person, message_id, at in conn.exec_driver_sql(_SURVEYS, {"persons": list(self.persons), "since": since}):
+                self.surveys.setdefault(person, {})[message_id] = at
 
     def may_track(self, contact: Contact, transactional: bool) -> tuple[bool, bool]:
         """Whether the mail may carry a pixel, and links by way of us (P-01, P-07, T-05, T-16)."""
@@ -290,17 +281,20 @@ class Facts:
         contact = self.contacts.get((row.account_id, row.contact_id))
         return self.accounts.get(row.account_id), self.enrollments.get(row.enrollment_id), contact
 
+    def asked_at(self, person: str | None, message_id: UUID) -> datetime | None:
+        """When the person was last asked something by another message than this one."""
+        return max((at for ident, at in self.surveys.get(person, {}).items() if ident != message_id), default=None)
+
 
 # What counts about tracking is the last word that was said about it (T-05, T-16).
 _SAID = """
 select distinct on (person, purpose) person, purpose, granted from consent
 where person = any(%(persons)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc"""
-_SURVEYED = """
-select c.person, max(coalesce(m.settled_at, m.dot_at, r.at)) from contact c join message m on m.contact_id = c.id
+_SURVEYS = """
+select c.person, m.id, coalesce(m.settled_at, greatest(m.dot_at, r.at)) from contact c join message m on m.contact_id = c.id
 left join reservation r on r.message_id = m.id
-where c.person = any(%(persons)s) and m.kind = 'survey' and m.id <> all(%(these)s)
-  and (m.state in ('in_dot', 'sent', 'unknown', 'ghosted') or (r.message_id is not null and not r.shadow))
-group by c.person"""
+where c.person = any(%(persons)s) and m.kind = 'survey' and coalesce(m.settled_at, greatest(m.dot_at, r.at)) > %(since)s
+  and (m.state in ('in_dot', 'sent', 'unknown', 'ghosted') or (m.state in ('due', 'claimed') and not r.shadow))"""
 
 
 def _shut(row: Row, decision: Decision | Refusal, now: datetime) -> Outcome:

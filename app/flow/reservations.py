@@ -1,13 +1,13 @@
-"""The places that messages take under the caps, and as the one that a person gets of a step.
+"""The places that messages take: under the caps, as the one survey that a person is asked, as the one mail that a person gets of a step.
 
 Reserved in the transaction that claims, one such transaction at a time, so that of everything that is due the higher priority comes first,
-however many workers there are. Given back when a message is not sent after all, and whoever waited for the place is due again.
+however many workers there are. Kept while the relay has it wait; given back when a message is not sent after all, or when a gate has it
+wait, and whoever waited for the place is due again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from app import db
+from app.db import insert_rows
 from app.models import reservation
 from app.rules import capacity
 from app.rules.book import Book
@@ -24,61 +25,70 @@ from app.rules.facts import Account, Contact, Enrollment
 LOCK_WAIT_MS = 500
 
 
-@dataclass(slots=True)
-class Reserved:
-    """What came of a batch: the messages that have a place, and those that must not take one."""
-
-    held: set[UUID] = field(default_factory=set)
-    refused: dict[UUID, Refusal] = field(default_factory=dict)
-    shared: frozenset[str] = frozenset()  # persons who are at several accounts
-
-
 def lock(conn: Connection) -> bool:
-    """One reserving transaction at a time; False when another is at it for long. A process that is stopped in the middle of it loses
+    """One claiming transaction at a time; False when another is at it for long. A process that is stopped in the middle of it loses
     its session to PostgreSQL's own clock, and nobody waits for it for longer than that."""
     conn.exec_driver_sql("set local idle_in_transaction_session_timeout = '10s'")
     return db.lock(conn, db.LOCK_CAPS, 0, wait_ms=LOCK_WAIT_MS)
 
 
-def shared_persons(conn: Connection, persons: Iterable[str]) -> frozenset[str]:
-    """Those of the persons who are members of more than one account."""
-    return frozenset(conn.exec_driver_sql(_SHARED, {"persons": sorted(persons)}).scalars())
+def contested(conn: Connection, book: Book, rows: Sequence[Row]) -> bool:
+    """Whether any of the claimed messages may take something from others, or they from it (`Places.needed`)."""
+    if any(row.kind == "survey" or book.caps_for(row.topic) for row in rows):
+        return True
+    return conn.exec_driver_sql(_ANY_SHARED, {"contacts": list({row.contact_id for row in rows})}).scalar()
 
 
-def needed(book: Book, row: Row, person: str, shared: frozenset[str]) -> bool:
-    """Whether a claimed message must have a place before it is sent: under a cap, to somebody at several accounts, or a survey, which
-    nobody may be asked by two workers at once."""
-    return row.kind == "survey" or person in shared or bool(book.caps_for(row.topic))
+class Places:
+    """The places of the persons and accounts of a batch, and what the batch takes.
 
+    `held` are the messages of the batch that have a place, `refused` those that must not take one. Without `reserving` nothing can be
+    taken: for callers that do not hold the lock.
+    """
 
-def reserve(
-    conn: Connection,
-    book: Book,
-    wanting: Sequence[tuple[Row, Account, Contact, Enrollment]],
-    shared: frozenset[str],
-    now: datetime,
-) -> Reserved:
-    """Gives places to the messages `wanting` one, in their order, as far as there is room. The caller holds the lock."""
-    found = Reserved(shared=shared)
-    asking = [one for one in wanting if needed(book, one[0], one[2].person, shared)]
-    if not asking:
-        return found
-    by_person, by_account = _taken(conn, asking, shared, now, max([cap.within for cap in book.lifecycle.caps], default=timedelta(0)))
-    fresh = []
-    for row, account, contact, enrollment in asking:
-        version = book.versions[row.version_id]
-        wanted = Place(row.id, contact.person, account.id, row.topic, version.key, row.step_id, enrollment.shadow, now)
-        mine, ours = by_person.setdefault(contact.person, {}), by_account.setdefault(account.id, {})
-        if row.id not in mine:
-            no = capacity.refusal(book, version, wanted, {**mine, **ours}.values())
-            if no is not None:
-                found.refused[row.id] = no
-                continue
-            fresh.append(_row(wanted, row))
-            mine[row.id] = ours[row.id] = wanted
-        found.held.add(row.id)
-    db.insert_rows(conn, reservation, fresh, conflict="do nothing")
-    return found
+    def __init__(self, conn: Connection, book: Book, persons: Iterable[str], accounts: Iterable[int], now: datetime, reserving: bool):
+        self.book, self.now = book, now
+        self.held: set[UUID] = set()
+        self.refused: dict[UUID, Refusal] = {}
+        self._fresh: list[Mapping[str, Any]] = []
+        self._by_person: dict[str, dict[UUID, Place]] = {}
+        self._by_account: dict[int, dict[UUID, Place]] = {}
+        known = sorted(persons)
+        self._shared = frozenset(conn.exec_driver_sql(_SHARED, {"persons": known}).scalars())
+        if reserving:
+            longest = max([cap.within for cap in book.lifecycle.caps], default=timedelta(0))
+            values = {"persons": known, "accounts": sorted(accounts), "since": now - longest, "shared": sorted(self._shared)}
+            for row in conn.exec_driver_sql(_TAKEN, values):
+                self._note(Place(*row))
+
+    def needed(self, row: Row, person: str) -> bool:
+        """Whether a claimed message must have a place before it is sent: under a cap, to somebody at several accounts, or a survey,
+        which nobody may be asked by two workers at once."""
+        return row.kind == "survey" or person in self._shared or bool(self.book.caps_for(row.topic))
+
+    def take(self, row: Row, account: Account, contact: Contact, enrollment: Enrollment) -> bool:
+        """Gives the message its place, if it needs one and there is room. A place that it has already it takes anew."""
+        if not self.needed(row, contact.person):
+            return True
+        version = self.book.versions[row.version_id]
+        wanted = Place(row.id, contact.person, account.id, row.topic, version.key, row.step_id, enrollment.shadow, self.now)
+        mine, ours = self._by_person.get(wanted.person, {}), self._by_account.get(wanted.account, {})
+        no = capacity.refusal(self.book, version, wanted, {**mine, **ours}.values())
+        if no is not None:
+            self.refused[row.id] = no
+            return False
+        self._note(wanted)
+        self._fresh.append(_row(wanted, row))
+        self.held.add(row.id)
+        return True
+
+    def write(self, conn: Connection) -> None:
+        """Stores what was taken."""
+        insert_rows(conn, reservation, self._fresh, conflict="(message_id) do update set person = excluded.person, at = excluded.at")
+
+    def _note(self, place: Place) -> None:
+        self._by_person.setdefault(place.person, {})[place.message] = place
+        self._by_account.setdefault(place.account, {})[place.message] = place
 
 
 def give_back(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> None:
@@ -116,20 +126,6 @@ def _row(place: Place, row: Row) -> Mapping[str, Any]:
     }
 
 
-def _taken(
-    conn: Connection, asking: Sequence[tuple], shared: frozenset[str], now: datetime, longest: timedelta
-) -> tuple[dict[str, dict[UUID, Place]], dict[int, dict[UUID, Place]]]:
-    persons, accounts = {contact.person for _, _, contact, _ in asking}, {account.id for _, account, _, _ in asking}
-    values = {"persons": sorted(persons), "accounts": sorted(accounts), "since": now - longest, "shared": sorted(shared & persons)}
-    by_person: dict[str, dict[UUID, Place]] = {}
-    by_account: dict[int, dict[UUID, Place]] = {}
-    for row in conn.exec_driver_sql(_TAKEN, values):
-        place = Place(*row)
-        by_person.setdefault(place.person, {})[place.message] = place
-        by_account.setdefault(place.account, {})[place.message] = place
-    return by_person, by_account
-
-
 # Of the persons at several accounts everything counts, however old; it may have been sent before they were at several.
 _TAKEN = """
 select r.message_id, r.person, r.account_id, r.topic, c.key, r.step_id, r.shadow, r.at
@@ -144,6 +140,11 @@ where p.person = any(%(shared)s) and m.state in ('in_dot', 'sent', 'unknown', 'g
 _SHARED = """
 select c.person from contact c join membership m on m.contact_id = c.id where c.person = any(%(persons)s)
 group by c.person having count(distinct m.account_id) > 1"""
+_ANY_SHARED = """
+select exists (
+    select from contact o join membership m on m.contact_id = o.id
+    where o.person = any(array(select c.person from contact c where c.id = any(%(contacts)s)))
+    group by o.person having count(distinct m.account_id) > 1)"""
 _GIVE_BACK = "delete from reservation where message_id = any(%(ids)s) returning person, account_id"
 _HOLD = "select message_id from reservation where message_id = any(%(others)s::uuid[]) order by message_id for share"
 _AGAIN = """

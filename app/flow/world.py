@@ -197,6 +197,8 @@ class World:
         self._asked: dict[str, datetime] = {}  # contact → latest survey
         self._by_person: dict[str, dict[UUID, Place]] = defaultdict(dict)
         self._by_account: dict[str, dict[UUID, Place]] = defaultdict(dict)
+        self._waiting: dict[UUID, Letter] = {}  # due, once a gate or the relay has had them wait
+        self._of_contact: dict[str, list[Letter]] = defaultdict(list)
         self._answers: dict[UUID, tuple[int, str | None, int]] = {}
         self._known: set[tuple[int, str]] = set()
         self._by_id: dict[UUID, Letter] = {}
@@ -572,9 +574,10 @@ class World:
         for ident, (account, one) in self.enrollments.items():
             if one.contact == previous:
                 self.enrollments[ident] = (account, renew(one, contact=contact))
-        for letter in self.letters:
-            if letter.contact == previous:
-                letter.contact = contact
+        moved = self._of_contact.pop(previous, [])
+        for letter in moved:
+            letter.contact = contact
+        self._of_contact[contact] += moved
         self.effects = [(account, renew(one, contact=contact) if one.contact == previous else one) for account, one in self.effects]
 
     # Holds and suppressions -------------------------------------------------------------------------------------------
@@ -595,9 +598,9 @@ class World:
 
     def _released(self, at: datetime, held: _Hold) -> None:
         self._held(at, held, False)
-        for letter in self.letters:
+        for letter in self._waiting.values():
             mine = letter.account == held.account if held.account is not None else letter.contact == held.contact
-            if mine and letter.outcome == "due" and letter.reason == "held" and letter.due_at > at:
+            if mine and letter.reason == "held" and letter.due_at > at:
                 letter.due_at = at
                 self._put_out(letter)
 
@@ -664,6 +667,7 @@ class World:
             shadow=self.enrollments[new.enrollment][1].shadow,
         )
         self.letters.append(letter)
+        self._of_contact[letter.contact].append(letter)
         if new.state == "due":
             self._put_out(letter)
 
@@ -680,13 +684,18 @@ class World:
                     self.decisions.append((key, Decision("effect", "yes", "task_made", self.now, *about)))
 
     def _deliver(self, now: datetime) -> None:
-        due: dict[UUID, Letter] = {}
-        while self._outgoing and self._outgoing[0][0] <= now:
-            at, ident, letter = heappop(self._outgoing)
-            if letter.outcome == "due" and letter.due_at == at:
-                due[ident] = letter
-        for letter in sorted(due.values(), key=lambda one: (-one.priority, one.due_at, one.id)):
-            self._send(letter, now)
+        """What is due, the higher priority first; what is woken meanwhile takes its turn."""
+        ready: list[tuple] = []
+        while True:
+            while self._outgoing and self._outgoing[0][0] <= now:
+                at, ident, letter = heappop(self._outgoing)
+                if letter.outcome == "due" and letter.due_at == at:
+                    heappush(ready, (-letter.priority, at, ident, letter))
+            if not ready:
+                return
+            letter = heappop(ready)[-1]
+            if letter.outcome == "due" and letter.due_at <= now:
+                self._send(letter, now)
 
     def _reserve(self, letter: Letter, version: Version, contact: Contact, now: datetime) -> Refusal | None:
         """Takes the letter's place, where it needs one. Why there is none, or None."""
@@ -702,16 +711,18 @@ class World:
             taken |= self._sent_to(person)
         no = capacity.refusal(self.book, version, wanted, taken.values())
         if no is None:
+            if (former := self._by_account[key].get(letter.id)) is not None and former.person != person:
+                del self._by_person[former.person][letter.id]
             self._by_person[person][letter.id] = self._by_account[key][letter.id] = wanted
         return no
 
     def _sent_to(self, person: str) -> dict[UUID, Place]:
         """Everything that ever went to the person, wherever, with or without a place."""
-        contacts = self._persons[person]
         return {
             one.id: Place(one.id, person, one.account, one.topic, one.campaign, one.step, one.outcome == "shadow", one.settled_at)
-            for one in self.letters
-            if one.contact in contacts and one.outcome in ("sent", "unknown", "ghosted", "shadow")
+            for contact in self._persons[person]
+            for one in self._of_contact[contact]
+            if one.outcome in ("sent", "unknown", "ghosted", "shadow")
         }
 
     def _give_back(self, letter: Letter, now: datetime) -> None:
@@ -721,9 +732,8 @@ class World:
             return
         self._by_person[place.person].pop(letter.id, None)
         contacts = self._persons[place.person]
-        for one in self.letters:
-            waits = one.outcome == "due" and one.reason == "capped" and one.due_at > now
-            if waits and (one.account == letter.account or one.contact in contacts):
+        for one in self._waiting.values():
+            if one.reason == "capped" and one.due_at > now and (one.account == letter.account or one.contact in contacts):
                 one.due_at = now
                 self._put_out(one)
 
@@ -742,7 +752,7 @@ class World:
         if contact is None:
             self._settle(letter, "skipped", "not_a_member", now, "recipient")
             return
-        shut = consent.gate(self.book, account, enrollment, version, node, contact, now, self._asked_at(contact.person))
+        shut = consent.gate(self.book, account, enrollment, version, node, contact, now, self._asked_at(contact.person, letter))
         if shut is None:
             shut = self._reserve(letter, version, contact, now)
         if shut is not None:
@@ -810,12 +820,14 @@ class World:
         if reason is not None and not (waits and reason == letter.reason):
             self.decisions.append((letter.account, _said(letter, "wait" if waits else "no", reason, now, gate or "send", evidence)))
         letter.outcome, letter.reason, letter.gate, letter.evidence = outcome, reason, gate, evidence
-        if waits or outcome == "skipped":
+        if outcome == "skipped" or (waits and gate != "send"):
             self._give_back(letter, now)
         if waits:
+            self._waiting[letter.id] = letter
             letter.due_at = due_at or letter.due_at
             self._put_out(letter)
             return
+        self._waiting.pop(letter.id, None)
         letter.settled_at = now
         if letter.kind == "survey" and outcome in ("sent", "unknown", "ghosted"):
             self._asked[letter.contact] = now
@@ -829,8 +841,17 @@ class World:
         }
         self._raise("nurture.message_settled", f"settled:{letter.id}", properties, letter, now, now)
 
-    def _asked_at(self, person: str | None) -> datetime | None:
-        return max((self._asked[one] for one in self._persons.get(person or "", ()) if one in self._asked), default=None)
+    def _asked_at(self, person: str | None, letter: Letter) -> datetime | None:
+        """When the person was last asked something by another letter, or one was chosen that the relay has wait."""
+        moments = []
+        for contact in self._persons.get(person or "", ()):
+            if contact in self._asked:
+                moments.append(self._asked[contact])
+            for one in self._of_contact[contact]:
+                waits = one is not letter and one.kind == "survey" and one.outcome == "due"
+                if waits and (place := self._by_account[one.account].get(one.id)) is not None and not place.shadow:
+                    moments.append(place.at)
+        return max(moments, default=None)
 
     # Replies ----------------------------------------------------------------------------------------------------------
 
