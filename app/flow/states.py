@@ -171,8 +171,11 @@ from membership m join contact c on c.id = m.contact_id where m.account_id = any
 _STRANGERS = f"select {_PERSON}, '{{}}'::text[], null::timestamptz, {_CLOSED} from contact c where c.external_id = any(%(keys)s)"
 _USAGE = """
 select account_id, metric, day, count, last_at from usage_day where account_id = any(%(ids)s) and day > %(since)s order by day desc"""
+# Who was counted under a former id is one person with who came under the present one, in whatever order partitions heard of it.
 _PEOPLE = """
-select account_id, metric, day, contact_key from usage_person where account_id = any(%(ids)s) and day > %(since)s"""
+select u.account_id, u.metric, u.day, coalesce(k.contact_key, u.contact_key)
+from usage_person u left join contact_alias k on k.previous_key = u.contact_key
+where u.account_id = any(%(ids)s) and u.day > %(since)s"""
 _LOCK_MEMBERS = """
 select c.id from contact c where c.id = any(array(select contact_id from membership where account_id = any(%(ids)s)))
 order by c.id for no key update"""

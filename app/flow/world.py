@@ -556,7 +556,10 @@ class World:
         one's."""
         if not previous or contact is None or previous == contact:
             return
-        self._aliases.setdefault(previous, contact)
+        if previous not in self._aliases:
+            self._aliases[previous] = contact
+            for home in self._homes.values():
+                home.rename_counted(previous, contact)
         if previous not in self._contacts or contact in self._contacts:
             return
         stranger = renew(self._stranger(previous), key=contact)
@@ -1000,6 +1003,13 @@ class _Home:
             usage[metric] = Usage(tuple(days), self.lasts[metric] if days else None, people)
         self.uncounted.clear()
         return usage
+
+    def rename_counted(self, previous: str, contact: str) -> None:
+        """Who was counted under a former id is one person with who comes under the present one."""
+        for metric, people in self.people.items():
+            if any(one == previous for _, one in people):
+                self.people[metric] = {(day, contact if one == previous else one): None for day, one in people}
+                self.uncounted.add(metric)
 
     def rename(self, previous: str, contact: str) -> None:
         account = self.account
