@@ -165,6 +165,23 @@ def test_a_crash_in_the_middle_is_a_batch_that_never_happened(published):
     assert (count(published, message), count(published, event_pending)) == (1, 0)
 
 
+def test_what_a_batch_that_never_happened_saw_is_seen_again(published):
+    """Contacts are noted as seen once a day by each process: a note of a transaction that was rolled back does not count."""
+    post(published, *ADA)
+    run(published)
+    with published.begin() as conn:
+        conn.execute(text("create function away() returns trigger as $$ begin raise 'away'; end $$ language plpgsql"))
+        conn.execute(text("create trigger away before delete on event_pending execute function away()"))
+    post(published, track("logged_in"), now=at("1m"))
+    run(published, at("1m"))
+    assert count(published, parked) == 1
+    with published.begin() as conn:
+        conn.execute(text("drop trigger away on event_pending"))
+        conn.execute(update(parked).values(released_at=at("2m")))
+    run(published, at("2m"))
+    assert rows(published, contact, contact.c.last_seen_at) == [(at("1m"),)]
+
+
 def test_poison_parks_its_account_only(published):
     """An event that makes the rules raise is parked with its traceback; its account waits, the others go on; a retry goes on where it
     stopped."""

@@ -70,8 +70,10 @@ def run_partition(engine: Engine, bells: Bells, partition: int, clock: Callable[
             with engine.begin() as conn:
                 done = advance(conn, partition, clock(), limit, poison)
         except (OperationalError, InterfaceError):
+            consequences.forget_seen(engine)
             raise
         except Exception as error:
+            consequences.forget_seen(engine)
             if limit > 1:
                 limit = max(1, limit // 2)
             else:
