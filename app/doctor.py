@@ -17,7 +17,7 @@ from app.flow import mime
 from app.flow.brakes import list_brakes
 from app.flow.brakes import sentence as sentence_of
 from app.flow.channels import find_disabled
-from app.flow.dkim import list_keys
+from app.flow.dkim import list_keys, signers_now
 from app.flow.reading.hooks import trouble as hooks_trouble
 from app.providers.dns import Dns
 from app.providers.smtp import Smtp, Timeouts
@@ -33,7 +33,8 @@ PATIENCE = Timeouts(connect=5, command=5)  # whoever asks the doctor wants an an
 def examine(settings: Settings, engine: Engine, now: datetime, dns: Dns | None = None) -> list[Finding]:
     """Looks at everything. Changes nothing, sends nothing. `now` is this machine's time; `dns` asks other servers than this machine's."""
     with engine.connect() as conn:
-        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *_way_out(conn, settings, dns)]
+        signing = list(_signing(conn, settings))
+        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *signing, *_way_out(conn, settings, dns)]
 
 
 def retry(conn: Connection, which: str, now: datetime) -> int:
@@ -170,6 +171,14 @@ def _way_out(conn: Connection, settings: Settings, dns: Dns | None) -> Iterator[
     keys = list_keys(conn)
     for domain in _sender_domains(conn):
         yield from mail_doctor.domain(dns, domain, [key for key in keys if key["domain"] == domain])
+
+
+def _signing(conn: Connection, settings: Settings) -> Iterator[Finding]:
+    signers = signers_now(conn, settings)
+    for problem in signers.shut.values():
+        yield Finding("dkim", False, f"{problem}. Mail of that domain waits")
+    if not signers.shut:
+        yield Finding("dkim", True, f"signs for {', '.join(sorted(signers.of))}" if signers.of else "no key is active, so the relay signs")
 
 
 def _sender_domains(conn: Connection) -> list[str]:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from sqlalchemy import text
 
+from app import doctor
 from app.cli import main
 from app.config import load
 from app.errors import InputError, NotFound
@@ -355,6 +356,9 @@ def test_mail_that_cannot_be_signed_as_its_key_is_sealed_waits(engine, settings,
         said = conn.execute(text("select gate, verdict, evidence from decision where message_id = :id"), {"id": ident}).one()
     assert (row.state, row.reason, row.attempts, row.due_at) == ("due", "sealed_key", 0, NOW + timedelta(minutes=15))
     assert (said.gate, said.verdict) == ("send", "wait") and "NURTURE_SECRET_KEY" in said.evidence["problem"]
+    [found] = [one for one in doctor.examine(settings, engine, NOW) if one.what == "dkim"]
+    assert not found.good and "acorn.test" in found.seen
+    assert [one for one in doctor.examine(other, engine, NOW) if one.what == "dkim"][0].seen == "signs for acorn.test"
     with engine.begin() as conn:
         keyed(conn, settings, "ed25519")
         conn.execute(text("update dkim_key set active = algorithm = 'ed25519'"))

@@ -73,7 +73,7 @@ def assemble(
     header = header if header.startswith("<") else f"<{header}>"
     boundary = "=_" + blake2b(header.encode(), digest_size=16).hexdigest()
     lines = [
-        f"Date: {_date(date)}",
+        f"Date: {_date(date.replace(microsecond=0))}",
         f"From: {_sender(*sender)}",
         f"To: {_mailbox('To', *to)}",
         f"Subject: {unstructured(mail.subject, 9)}",
@@ -136,12 +136,7 @@ def _list_headers(url: str | None, mailto: str | None, list_id: str | None) -> l
             value += f", <{mailto}>"
         lines += [f"List-Unsubscribe: {value}", "List-Unsubscribe-Post: List-Unsubscribe=One-Click"]
     if list_id:
-        name, _, inner = list_id.rpartition("<")
-        domain = inner.rstrip("> ")
-        if not _DOMAIN.fullmatch(domain):
-            raise _bad("List-Id", list_id)
-        name = name.strip()
-        lines.append(f"List-Id: {_phrase(name, 9, len(domain) + 3)} <{domain}>" if name else f"List-Id: <{domain}>")
+        lines.append(_list_id(list_id))
     return [*lines, "Precedence: bulk", "X-Auto-Response-Suppress: OOF, AutoReply"]
 
 
@@ -150,9 +145,21 @@ def html_size(html: str) -> int:
     return len(_encoded_html(html)[1])
 
 
+@lru_cache(maxsize=256)
+def _list_id(list_id: str) -> str:
+    """Lists are few, too."""
+    name, _, inner = list_id.rpartition("<")
+    domain = inner.rstrip("> ")
+    if not _DOMAIN.fullmatch(domain):
+        raise _bad("List-Id", list_id)
+    name = name.strip()
+    return f"List-Id: {_phrase(name, 9, len(domain) + 3)} <{domain}>" if name else f"List-Id: <{domain}>"
+
+
 # Addresses and words -------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def address(value: str, header: str) -> str:
     """`value` as an addr-spec in ASCII, its domain as A-labels. Raises RenderSkip."""
     local, at, domain = value.strip().rpartition("@")
@@ -269,6 +276,7 @@ def _bad(header: str, value: str) -> RenderSkip:
     return RenderSkip("bad_header", {"header": header, "value": repr(value)[:200]})
 
 
+@lru_cache(maxsize=64)
 def _date(moment: datetime) -> str:
     moment = moment.astimezone(UTC)
     clock = f"{moment.hour:02d}:{moment.minute:02d}:{moment.second:02d}"
