@@ -280,3 +280,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"{}" * 5000)[:30])
     with pytest.raises(InputError, match=r"cut\.gz"):
         history.of_file(tmp_path / "cut.gz")
+
+
+def test_something_that_comes_back_proves_that_an_unknown_letter_arrived(campaigns):
+    for reply, state in (
+        (Reply("clicked"), "sent"),
+        (Reply("replied", comment="Yes"), "sent"),
+        (Reply("proved"), "sent"),
+        (None, "unknown"),
+    ):
+        world = World(book_of(campaigns), feedback=Reader("unknown", *filter(None, [reply])))
+        world.post([ADA, posted("track", "asked", "1m")])
+        world.run(at("3h"))
+        assert world.letters[0].outcome == state
+        assert ("proved_sent" in {one.reason for _, one in world.decisions}) is (state == "sent")

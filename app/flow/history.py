@@ -146,8 +146,10 @@ class Recorded:
         return [(max(moment - fate.settled_at, timedelta(0)), reply) for moment, reply in fate.replies]
 
     def note(self, row: Mapping[str, Any]) -> None:
-        """A message with its account, campaign, step, contact, state, reason, person, settled_at and, where the relay refused it, sort."""
+        """A message with its account, campaign, step, contact, state, reason, person, settled_at, whether it was ever unknown and,
+        where the relay refused it, sort."""
         said = row["state"] if row["state"] in ("sent", "unknown") else None
+        said = "unknown" if said and row["unknown"] else said
         if row["state"] == "skipped" and row["reason"] == "rejected":
             said = "rejected" if row["sort"] == "hard" else "refused"
         if said == "rejected" and row["person"]:
@@ -219,6 +221,8 @@ def _history(conn: Connection, accounts: Sequence[str], until: datetime) -> Hist
     for message_id, moment, detail in conn.exec_driver_sql(_CLICKS, given):
         clicked = Reply("clicked", link=detail.get("link") or 0, url=detail.get("url"), label=detail.get("label"))
         history.feedback.reply(message_id, moment, clicked)
+    for message_id, moment in conn.exec_driver_sql(_PROOFS, given):
+        history.feedback.reply(message_id, moment, Reply("proved"))
     for message_id, moment, key, detail in conn.exec_driver_sql(_REPLIES, given):
         history.feedback.reply(message_id, moment, Reply("replied", comment=detail.get("text"), key=key))
     for message_id, moment, score, comment in conn.exec_driver_sql(_ANSWERS, given):
@@ -273,6 +277,7 @@ select a.external_id, a.assess_at, to_jsonb(h) from account a left join lateral 
 _OF = "from message m join account a on a.id = m.account_id"
 _MESSAGES = f"""
 select m.id, a.external_id as account, k.key as campaign, m.step_id as step, c.external_id as contact, m.state, m.reason, m.person,
+       exists (select from delivery_event d where d.message_id = m.id and d.kind = 'unknown') as unknown,
        m.settled_at, (select d.detail ->> 'sort' from delivery_event d
                       where d.message_id = m.id and d.kind = 'rejected' order by d.id desc limit 1) as sort
 {_OF} join campaign k on k.id = m.campaign_id join contact c on c.id = m.contact_id
@@ -280,6 +285,9 @@ where a.external_id = any(%(accounts)s) and m.settled_at <= %(until)s order by m
 _CLICKS = f"""
 select d.message_id, d.at, d.detail {_OF} join delivery_event d on d.message_id = m.id
 where a.external_id = any(%(accounts)s) and d.kind = 'clicked' and d.at <= %(until)s order by d.at, d.id"""
+_PROOFS = f"""
+select d.message_id, d.at {_OF} join decision d on d.message_id = m.id
+where a.external_id = any(%(accounts)s) and d.reason = 'proved_sent' and d.at <= %(until)s order by d.at, d.id"""
 _REPLIES = f"""
 select d.message_id, d.at, d.key, d.detail {_OF} join delivery_event d on d.message_id = m.id
 where a.external_id = any(%(accounts)s) and d.kind = 'replied' and d.at <= %(until)s order by d.at, d.id"""

@@ -118,8 +118,8 @@ class Reply:
     """What a recipient does with a letter.
 
     `kind` is clicked (`link`, `url` and `label` say on what), answered (a survey: `score`, `comment`), replied (by mail: `comment`; `key`
-    tells several apart), unsubscribed (`scope` is a topic or `all`, by default the letter's topic) or complained. A click is judged human
-    here; the event follows when a live one would be judged.
+    tells several apart), unsubscribed (`scope` is a topic or `all`, by default the letter's topic), complained, or proved (it arrived, by
+    whatever sign). A click is judged human here; the event follows when a live one would be judged.
     """
 
     kind: str
@@ -867,10 +867,14 @@ class World:
             judged = at + SETTLES_AFTER
             judged = self._tick(judged) if self.every is not None else judged
             self._raise("nurture.email_clicked", f"click:{letter.id}:{reply.link}", properties, letter, at, judged)
+            self._change(judged, self._proved, letter)
         elif reply.kind == "replied":
             about = {"campaign": letter.campaign, "step": letter.step, "message": str(letter.id), "enrollment": str(letter.enrollment)}
             properties = {**about, "text": reply.comment or ""}
             self._raise("nurture.email_replied", f"reply:{letter.id}:{reply.key}", properties, letter, at, at)
+            self._proved(at, letter)
+        elif reply.kind == "proved":
+            self._proved(at, letter)
         elif reply.kind == "answered":
             self._answered(at, *self._question(letter, node), reply)
         elif reply.kind == "unsubscribed":
@@ -880,6 +884,12 @@ class World:
                     self._suppressed(at, person, scope, True)
         elif letter.person:
             self._suppressed(at, letter.person, "complained", True)
+
+    def _proved(self, at: datetime, letter: Letter) -> None:
+        """Something came back of a letter of which nobody knew whether it arrived (S-05)."""
+        if letter.outcome == "unknown":
+            letter.outcome, letter.reason = "sent", None
+            self.decisions.append((letter.account, _said(letter, "yes", "proved_sent", at, "send", EMPTY)))
 
     def _question(self, letter: Letter, node: Node) -> tuple[Letter, Node]:
         """The survey that is answered: the letter's own, or the one that it reminds of."""
