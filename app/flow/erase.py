@@ -457,6 +457,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("usage_person", "kept as a number under a random name", _usage_people),
     Rule("usage_day", "deleted with an account", (_delete("usage_day", "account_id = any(:accounts)"),)),
+    Rule("unassessed", "deleted with an account", (_delete("unassessed", "account_id = any(:accounts)"),)),
     Rule("milestone", "deleted with an account", (_delete("milestone", "account_id = any(:accounts)"),)),
     Rule("stage_history", "deleted with an account", (_delete("stage_history", "account_id = any(:accounts)"),)),
     Rule("health_score", "deleted with an account", (_delete("health_score", "account_id = any(:accounts)"),)),

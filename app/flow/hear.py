@@ -20,13 +20,15 @@ from sqlalchemy import Connection, Row
 from app.db import insert_rows
 from app.flow import consents, outcome, wording
 from app.flow.closing import Closing, close, give_up
+from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.ingest import Own, raise_own
 from app.flow.links import Links, load_keyring
+from app.flow.respond import lifecycle_in_force
 from app.flow.track import HITS_PER_MESSAGE, SETTLES_AFTER
 from app.models import decision, delivery_event, effect, hit
-from app.rules import signals
+from app.rules import signals, tracking
 from app.rules.facts import TRIGGER_MAX_AGE, hash_id
-from app.rules.lifecycle import TRANSACTIONAL
+from app.rules.lifecycle import TRANSACTIONAL, Tracking
 from app.rules.reports import Report, classify
 from app.rules.signals import Request
 
@@ -342,15 +344,26 @@ def _tell_owners(conn: Connection, replies: Sequence[tuple[Report, Row]], now: d
 
 
 class _Permissions:
-    """Who has not withdrawn the permission to record opens and clicks: of nobody else is anything kept (T-05, T-16)."""
+    """Whether a provider's word for opens and clicks may be kept: as for what we see ourselves (P-07, T-05, T-16). Where only the day of
+    an open may be kept, ours is, and theirs is not."""
 
     def __init__(self, conn: Connection, rows: Sequence[Row]):
         people = sorted({person for row in rows for person in _sent_to(row)})
-        self.refused = {tuple(one) for one in conn.exec_driver_sql(_REFUSED, {"people": people})} if people else set()
+        self.said = (
+            {(person, purpose): granted for person, purpose, granted in conn.exec_driver_sql(_SAID, {"people": people})} if people else {}
+        )
+        inforce = lifecycle_in_force(conn) if rows else None
+        self.rules = inforce[1].tracking if inforce else Tracking()
 
     def allow(self, report: Report, row: Row) -> bool:
-        purpose = "open_tracking" if report.kind == "opened" else "click_tracking"
-        return not any((person, purpose) in self.refused for person in _sent_to(row))
+        if row.erased_at is not None:
+            return False
+        purpose = OPEN_TRACKING if report.kind == "opened" else CLICK_TRACKING
+        words = [self.said[person, purpose] for person in _sent_to(row) if (person, purpose) in self.said]
+        said = all(words) if words else None
+        if purpose == CLICK_TRACKING:
+            return tracking.clicks_kept(self.rules, said) == tracking.EVERYTHING
+        return tracking.opens_kept(self.rules, tracking.country_of(row.country, row.locale), said) == tracking.EVERYTHING
 
 
 def _note_hits(conn: Connection, fresh: Sequence[tuple[Report, Row]], now: datetime) -> None:
@@ -410,14 +423,13 @@ _FIND = """
 select m.id, m.state, m.topic, m.person, m.subject, m.links, m.message_header, m.dot_at, m.settled_at, m.enrollment_id, m.campaign_id,
        m.version_id, m.step_id, m.occurrence, m.account_id, m.contact_id, k.key as campaign, k.name as campaign_name,
        a.external_id as account_key, a.name as account_name, a.owner_name, a.owner_email,
-       c.external_id as contact_key, c.person as present, c.address, c.first_name, c.last_name
+       c.external_id as contact_key, c.person as present, c.address, c.first_name, c.last_name,
+       c.traits ->> 'country' as country, c.locale, c.erased_at
 from message m join campaign k on k.id = m.campaign_id join account a on a.id = m.account_id join contact c on c.id = m.contact_id
 where m.id = any(%(ids)s::uuid[])"""
-_REFUSED = """
-select person, purpose from (
-    select distinct on (person, purpose) person, purpose, granted from consent
-    where person = any(%(people)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc) as latest
-where not granted"""
+_SAID = """
+select distinct on (person, purpose) person, purpose, granted from consent
+where person = any(%(people)s) and purpose in ('open_tracking', 'click_tracking') order by person, purpose, at desc, id desc"""
 _HITS = "select message_id, count(*) from hit where message_id = any(%(ids)s) group by message_id"
 # The answers to one mail are numbered, so two workers must not number them at the same time.
 _ONE_AT_A_TIME = "select id from message where id = any(%(ids)s) order by id for no key update"

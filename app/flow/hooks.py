@@ -114,7 +114,8 @@ def add_hook(
             raise InputError("only Amazon SES has topics", "topic")
         kept = (Secret(_secret_for(provider, secret)),)
     confirm_until = now + CONFIRMS_FOR if provider == "ses" else None
-    made = Hook(random.token_urlsafe(24), provider, transport, options, kept, confirm_until, now)
+    # Hexadecimal: an id that began with a hyphen could be given to no command.
+    made = Hook(random.token_hex(16), provider, transport, options, kept, confirm_until, now)
     row = {name: value for name, value in asdict(made).items() if name != "secrets"}
     conn.execute(insert(hook).values(**row, secrets=_seal(settings, kept)))
     return made
