@@ -57,7 +57,18 @@ def count(engine, table, where="true"):
 
 def test_what_is_too_old_goes_and_the_rest_stays(engine, old):
     taken = retain.work(engine, lambda: NOW)
-    assert taken == {"networks": 2, "hits": 1, "rendered": 1, "links": 1, "outbox": 2, "effects": 0, "events": 1, "decisions": 1, "inbound": 0, "webhooks": 0}
+    assert taken == {
+        "networks": 2,
+        "hits": 1,
+        "rendered": 1,
+        "links": 1,
+        "outbox": 2,
+        "effects": 0,
+        "events": 1,
+        "decisions": 1,
+        "inbound": 0,
+        "webhooks": 0,
+    }
     assert (count(engine, models.hit), count(engine, models.hit, "network is not null or user_agent is not null")) == (2, 1)
     assert (count(engine, models.event), count(engine, models.decision), count(engine, models.outbox)) == (2, 2, 1)
     assert count(engine, models.event_key) == 3  # invariant 1: the keys outlive the events
