@@ -225,8 +225,12 @@ def test(args: argparse.Namespace) -> int:
     failed = sum(not one.passed for trial in found for one in trial.results)
     missed = sum(len(trial.missed) for trial in found)
     data = {
+        "passed": sum(len(trial.results) for trial in found) - failed,
+        "failed": failed,
+        "missed": missed,
         "problems": [
-            {"file": one.file, "line": one.line, "column": one.column, "rule": one.rule, "problem": one.message} for one in problems
+            {"file": one.file, "line": one.line, "column": one.column, "rule": one.rule, "problem": one.message, "fix": one.fix}
+            for one in problems
         ],
         "campaigns": [
             {
@@ -240,6 +244,7 @@ def test(args: argparse.Namespace) -> int:
                         "line": one.line,
                         "passed": one.passed,
                         "seconds": one.seconds,
+                        "came": [{"kind": kind, "step": step, "to": to, "at": at.isoformat()} for kind, step, to, at in one.came],
                         "differences": [
                             {"line": each.line, "expected": each.expected, "got": each.got, "why": each.why} for each in one.differences
                         ],

@@ -194,3 +194,79 @@ def test_the_command(tmp_path, capsys):
     (root / "onboarding/welcome/tests.yaml").write_text("tests:\n  - {name: bad, expect: [{mail: hello}]}\n", "utf-8")
     assert main(["test", str(root)]) == 1
     assert "✗ bad" in capsys.readouterr().out
+
+
+ZONED = """tests:
+  - name: by the clock of the account
+    given:
+      account: {timezone: America/New_York, plan: pro}
+      contacts: {ada: {roles: [admin]}, ben: {roles: [user], email: ben@example.com}}
+      suppressions: {ben: [product]}
+      milestones: [setup_completed]
+    start: 2026-03-04 15:00
+    events: [{at: {day: friday, time: "17:30"}, track: signed_up}]
+    expect:
+      - {mail: hello, to: ada, at: {day: 2, time: "17:30"}}
+      - {mail: pro, to: ada, at: {day: sunday, time: "09:00"}}
+      - {mail: last, to: ada, at: 2026-03-08 13:00}
+      - {milestone: setup_completed}
+"""
+
+
+def test_times_by_weekday_and_the_clock_of_the_account(tmp_path):
+    """Over the night in which New York puts its clocks forward."""
+    assert differences(write(tmp_path, ZONED)) == []
+    late = ZONED.replace('{day: sunday, time: "09:00"}', '{day: wednesday, time: "09:00"}')
+    (said,) = differences(write(tmp_path, late))
+    # The story starts on a Wednesday at 10:00 there: the first Wednesday at 9:00 is the next.
+    assert said == (
+        "12: expected mail pro to ada on day 7 at 09:00 (Wed 2026-03-11, America/New_York); "
+        "got mail pro to ada on day 4 at 09:00 (Sun 2026-03-08, America/New_York)"
+    )
+
+
+def test_what_is_so_before_the_story_begins(tmp_path):
+    campaign = (
+        CAMPAIGN.replace("stage: onboarding", "stage: adoption")
+        .replace("audience:", "")
+        .replace(
+            "goal: {event: done}",
+            "audience: stage.name == 'adoption' and milestone.first_value.reached\nrecipients: {roles: [admin, user]}",
+        )
+    )
+    story = """tests:
+  - name: where it stands
+    given:
+      account: {plan: pro}
+      contacts: {ada: {roles: [admin]}, ben: {roles: [user]}}
+      stage: adoption
+      milestones: [first_value]
+      suppressions: {ben: [all], ada: [survey]}
+    events: [{track: signed_up}]
+    expect: [{mail: hello, to: ada}, {mail: pro, to: ada}, {mail: last, to: ada}, {stage: adoption}, {milestone: first_value}]
+"""
+    assert differences(write(tmp_path, story, campaign)) == []
+    assert len(differences(write(tmp_path, story.replace("      stage: adoption\n", ""), campaign))) == 3 + 1
+    wrong = story.replace("stage: adoption\n", "stage: adaption\n").replace("[first_value]\n", "[first_valve]\n").replace("[all]", "[al]")
+    _, problems = trials(write(tmp_path, wrong.replace("ada: [survey]", "eve: [survey]"), campaign))
+    assert [(one.line, one.message.split(";")[0]) for one in problems] == [
+        (6, "there is no stage adaption"),
+        (7, "there is no milestone first_valve"),
+        (8, "al cannot be closed"),
+        (8, "eve is not among the contacts"),
+    ]
+
+
+def test_the_json_says_everything(tmp_path, capsys):
+    root = write(tmp_path, ZONED + "  - name: wrong\n    events: [{track: signed_up}]\n    expect: [{mail: hallo}]\n")
+    assert main(["test", str(root), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert (data["passed"], data["failed"]) == (1, 0)
+    assert [(one["line"], one["fix"]) for one in data["problems"]] == [(17, "hello")]
+    (test,) = data["campaigns"][0]["tests"]
+    assert data["missed"] == len(data["campaigns"][0]["missed"])
+    assert test["came"] == [
+        {"kind": "mail", "step": "hello", "to": "ada", "at": "2026-03-06T22:30:00+00:00"},
+        {"kind": "mail", "step": "pro", "to": "ada", "at": "2026-03-08T13:00:00+00:00"},
+        {"kind": "mail", "step": "last", "to": "ada", "at": "2026-03-08T13:00:00+00:00"},
+    ]

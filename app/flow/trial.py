@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from app.errors import DefinitionError
 from app.flow.check import Campaigns, read
@@ -23,15 +24,18 @@ from app.rules.book import Book, Node, Version, only
 from app.rules.definition import MAIL_KINDS
 from app.rules.facts import NewEffect
 from app.rules.fields import Problem, nearest
+from app.rules.identity import normalise
 from app.rules.lifecycle import Lifecycle
 from app.rules.reasons import SENTENCES, sentence
-from app.rules.scenario import Expectation, Happening, Scenario, Scenarios
+from app.rules.scenario import Expectation, Happening, LocalTime, Scenario, Scenarios
+from app.rules.timing import zone
 from app.rules.triggers import ENROLL_REQUESTED
 
 FILE = "tests.yaml"
 ACCOUNT = "account"
 SENT = ("sent", "unknown")
 MINUTE = timedelta(minutes=1)
+CLOSED = ("all", "bounced", "complained", "manual")  # what may be closed to a person beside topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Result:
     file: str
     line: int
     differences: tuple[Difference, ...]
+    came: tuple[tuple[str, str, str | None, datetime], ...] = ()  # every mail, alert, task and webhook: kind, step, to whom, when
     seconds: float = 0.0
 
     @property
@@ -130,6 +135,24 @@ def _unknown(scenario: Scenario, version: Version, book: Book, places: Any, inde
             if whom is not None and whom not in scenario.given.contacts and whom not in joins:
                 said = f"{whom} is not among the contacts; there are: {', '.join(scenario.given.contacts)}"
                 yield places.problem("name", said, ("tests", index, part, at, "by" if hasattr(one, "by") else "to"))
+    given = scenario.given
+    if given.stage is not None and given.stage not in stages:
+        yield places.problem(
+            "name", f"there is no stage {given.stage}", ("tests", index, "given", "stage"), fix=nearest(given.stage, stages)
+        )
+    for at, name in enumerate(given.milestones):
+        if name not in book.lifecycle.milestones:
+            place = ("tests", index, "given", "milestones", at)
+            yield places.problem("name", f"there is no milestone {name}", place, fix=nearest(name, book.lifecycle.milestones))
+    scopes = (*book.lifecycle.topics, *CLOSED)
+    for key, closed in given.suppressions.items():
+        if key not in given.contacts:
+            said = f"{key} is not among the contacts; there are: {', '.join(given.contacts)}"
+            yield places.problem("name", said, ("tests", index, "given", "suppressions", key))
+        for at, scope in enumerate(closed):
+            if scope not in scopes:
+                said = f"{scope} cannot be closed; there are: {', '.join(scopes)}"
+                yield places.problem("name", said, ("tests", index, "given", "suppressions", key, at), fix=nearest(scope, scopes))
     for at, key in enumerate(scenario.along):
         if key not in book.standings:
             yield places.problem("name", f"there is no campaign {key}", ("tests", index, "along", at), fix=nearest(key, book.standings))
@@ -163,19 +186,28 @@ class _Script:
 def _run(scenario: Scenario, version: Version, book: Book, compose: Compose, places: Any, index: int, reached: set[str]) -> Result:
     began = perf_counter()
     world = World(book, feedback=_Script(scenario, version.key), compose=compose)
-    world.post(_posted(scenario, version.key))
+    clock = _Clock(scenario, book.lifecycle)
+    world.post(_posted(scenario, version.key, clock))
+    given = scenario.given
+    if given.stage is not None or given.milestones:
+        world.stand(ACCOUNT, scenario.start - MINUTE / 2, stage=given.stage, milestones=given.milestones)
+    for key, scopes in given.suppressions.items():
+        person = normalise({"email": _address(key), **given.contacts[key]}["email"])
+        for scope in scopes if person is not None else ():
+            world.suppress(person, scope, scenario.start - MINUTE)
     for one in scenario.events:
         if one.hold is not None:
-            since = _moment(one.at, scenario.start)
+            since = clock.moment(one.at)
             world.hold(account=ACCOUNT, reason="test", since=since, until=since + one.hold)
     world.run(scenario.start + scenario.until)
     reached.update(_reached(world, version))
-    differences = tuple(_Comparison(scenario, version, world, places, index).differences())
+    compared = _Comparison(scenario, version, world, places, index, clock)
+    differences = tuple(compared.differences())
     line, _ = places.tree.find(("tests", index, "name"), False)
-    return Result(version.key, scenario.name, places.file, line, differences, perf_counter() - began)
+    return Result(version.key, scenario.name, places.file, line, differences, compared.came(), perf_counter() - began)
 
 
-def _posted(scenario: Scenario, campaign: str) -> Iterator[Posted]:
+def _posted(scenario: Scenario, campaign: str, clock: _Clock) -> Iterator[Posted]:
     """What the product, and the engine's own assessments, say: first who there is, then what happens."""
     start, count = scenario.start, 0
     first = next(iter(scenario.given.contacts), None)
@@ -188,15 +220,15 @@ def _posted(scenario: Scenario, campaign: str) -> Iterator[Posted]:
     before = start - MINUTE
     yield posted("group", "group", None, {"name": "Test account", **scenario.given.account}, before)
     for key, traits in scenario.given.contacts.items():
-        yield posted("identify", "identify", key, {"email": f"{key}@example.com", **traits}, before)
+        yield posted("identify", "identify", key, {"email": _address(key), **traits}, before)
     for one in scenario.events:
-        at, who = _moment(one.at, start), one.by or first
+        at, who = clock.moment(one.at), one.by or first
         if one.kind == "track":
             yield posted("track", one.track, who, one.properties, at)
         elif one.kind == "group":
             yield posted("group", "group", None, one.group, at)
         elif one.kind == "identify":
-            known = {} if who in scenario.given.contacts else {"email": f"{who}@example.com"}
+            known = {} if who in scenario.given.contacts else {"email": _address(who)}
             yield posted("identify", "identify", who, {**known, **one.identify}, at)
         elif one.kind == "health":
             changed = one.health.band != one.health.previous_band
@@ -205,16 +237,41 @@ def _posted(scenario: Scenario, campaign: str) -> Iterator[Posted]:
             yield posted("track", ENROLL_REQUESTED, who, {"campaign": campaign, "by": "hand"}, at, 0)
 
 
-def _moment(when: timedelta | datetime, start: datetime) -> datetime:
-    return start + when if isinstance(when, timedelta) else when
+def _address(contact: str) -> str:
+    return f"{contact}@example.com"
+
+
+class _Clock:
+    """The times of a test, and how they are told: by the clock of its account."""
+
+    def __init__(self, scenario: Scenario, lifecycle: Lifecycle):
+        self.start = scenario.start
+        told = scenario.given.account
+        owner = told.get("owner")
+        named = (told.get("timezone"), owner.get("timezone") if isinstance(owner, dict) else None, lifecycle.timezone)
+        self.where = next((found for name in named if isinstance(name, str) and (found := zone(name))), ZoneInfo("UTC"))
+
+    def moment(self, when: timedelta | datetime | LocalTime) -> datetime:
+        if isinstance(when, LocalTime):
+            return when.after(self.start, self.where)
+        return self.start + when if isinstance(when, timedelta) else when
+
+    def words(self, at: datetime | None) -> str:
+        """The moment as a day of the test and as a date."""
+        if at is None:
+            return "never"
+        local = at.astimezone(self.where)
+        day = (local.date() - self.start.astimezone(self.where).date()).days
+        zone = "" if self.where.key == "UTC" else f", {self.where.key}"
+        return f"on day {day} at {local:%H:%M} ({local:%a %Y-%m-%d}{zone})"
 
 
 class _Comparison:
     """What was expected against what came."""
 
-    def __init__(self, scenario: Scenario, version: Version, world: World, places: Any, index: int):
+    def __init__(self, scenario: Scenario, version: Version, world: World, places: Any, index: int, clock: _Clock):
         self.scenario, self.version, self.world, self.places, self.index = scenario, version, world, places, index
-        self.start = scenario.start
+        self.clock = clock
         self.letters = sorted(
             (one for one in world.letters if one.campaign == version.key), key=lambda one: (one.settled_at or one.due_at, one.step)
         )
@@ -241,12 +298,19 @@ class _Comparison:
         for effect in effects:
             yield Difference(line, None, f"{effect.kind} {effect.step} {self._time(effect.created_at)}")
 
+    def came(self) -> tuple[tuple[str, str, str | None, datetime], ...]:
+        """Everything that came of it, in the order of the times."""
+        letters = [one for one in self.world.letters if one.campaign == self.version.key and one.outcome in (*SENT, "skipped")]
+        mails = [("skip" if one.outcome == "skipped" else "mail", one.step, one.contact, one.settled_at) for one in letters]
+        effects = [(one.kind, one.step, None, one.created_at) for one in self.effects]
+        return tuple(sorted(mails + effects, key=lambda one: one[3]))
+
     def _letter(self, wanted: Expectation, step: str, left: list[Letter], line: int) -> Iterator[Difference]:
         fits = [one for one in left if one.step == step and wanted.to in (None, one.contact)]
         found = next((one for one in fits if self._at(wanted, one.settled_at or one.due_at)), fits[0] if fits else None)
         said = f"{'mail' if wanted.mail else 'no mail'} {step}" + (f" to {wanted.to}" if wanted.to else "")
         if wanted.at is not None:
-            said += f" {self._time(_moment(wanted.at, self.start))}"
+            said += f" {self._time(self.clock.moment(wanted.at))}"
         if found is None:
             yield Difference(line, said, None, self._why(step, wanted.to))
             return
@@ -262,7 +326,7 @@ class _Comparison:
         step = getattr(wanted, wanted.kind)
         fits = [one for one in left if one.kind == wanted.kind and one.step == step]
         found = next((one for one in fits if self._at(wanted, one.created_at)), fits[0] if fits else None)
-        said = f"{wanted.kind} {step}" + (f" {self._time(_moment(wanted.at, self.start))}" if wanted.at is not None else "")
+        said = f"{wanted.kind} {step}" + (f" {self._time(self.clock.moment(wanted.at))}" if wanted.at is not None else "")
         if found is None:
             yield Difference(line, said, None, self._why(step, None))
             return
@@ -283,7 +347,7 @@ class _Comparison:
         if wanted.kind == "ended":
             got = [(one.end_reason or one.state, one.ended_at) for one in self.ends]
             if not any(reason == wanted.ended and self._at(wanted, at) for reason, at in got):
-                when = f" {self._time(_moment(wanted.at, self.start))}" if wanted.at is not None else ""
+                when = f" {self._time(self.clock.moment(wanted.at))}" if wanted.at is not None else ""
                 ends = ", ".join(f"{reason} {self._time(at)}" for reason, at in got) or "it is still inside, or never was"
                 yield Difference(line, f"{wanted.ended}{when}", ends)
         elif wanted.kind == "reason":
@@ -302,17 +366,13 @@ class _Comparison:
                     yield Difference(line, f"account.traits.{name} to be {value!r}", repr(account.traits.get(name)))
 
     def _at(self, wanted: Expectation, at: datetime | None) -> bool:
-        return wanted.at is None or (at is not None and abs(at - _moment(wanted.at, self.start)) < MINUTE)
+        return wanted.at is None or (at is not None and abs(at - self.clock.moment(wanted.at)) < MINUTE)
 
     def _said(self, letter: Letter) -> str:
         return f"mail {letter.step} to {letter.contact} {self._time(letter.settled_at or letter.due_at)}"
 
     def _time(self, at: datetime | None) -> str:
-        """The moment as a day of the test and as a date."""
-        if at is None:
-            return "never"
-        past = at - self.start
-        return f"on day {past.days} at {at:%H:%M} ({at:%a %Y-%m-%d})"
+        return self.clock.words(at)
 
     def _why(self, step: str, contact: str | None) -> str | None:
         """What the ledger says of a step that did not come: its own no, or how the way ended before it."""

@@ -43,6 +43,7 @@ from app.rules.facts import (
     Enrollment,
     Event,
     Health,
+    Milestone,
     NewEffect,
     NewMessage,
     Reaction,
@@ -249,6 +250,10 @@ class World:
     def lift(self, person: str, scope: str, at: datetime) -> None:
         """Opens the scope again."""
         self._change(at, self._suppressed, person, scope, False)
+
+    def stand(self, account: str, at: datetime, *, stage: str | None = None, milestones: Iterable[str] = ()) -> None:
+        """Where the account, which is known by then, stands at `at`, however it came there: nothing follows from that alone."""
+        self._change(at, self._stood, account, stage, tuple(milestones))
 
     def assess(self, account: str, score: float | None, band: str | None, at: datetime) -> None:
         """What the health of the account was found to be. That is told by an event only where it is news."""
@@ -610,6 +615,12 @@ class World:
     def _held_by(self, account: str | None, contact: str | None) -> str | None:
         standing = self._holds.get((account, contact))
         return standing[0].reason if standing else None
+
+    def _stood(self, at: datetime, account: str, stage: str | None, milestones: tuple[str, ...]) -> None:
+        if home := self._homes.get(account):
+            reached = {**home.account.milestones, **{name: Milestone(at) for name in milestones}}
+            stood = {"stage": stage, "stage_entered_at": at} if stage is not None else {}
+            home.set(renew(home.account, milestones=reached, **stood))
 
     def _assessed(self, at: datetime, account: str, score: float | None, band: str | None) -> None:
         if home := self._homes.get(account):

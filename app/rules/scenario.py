@@ -4,26 +4,48 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from app.rules.fields import CampaignKey, Duration, Line, Name, Positive, StepId, Strict
-from app.rules.timing import duration
+from app.rules.timing import at_wall_clock, clock_time, duration
 from app.rules.triggers import BANDS
 
 Key = Annotated[str, Field(min_length=1, max_length=100)]
 _DATE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
+WEEK_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+class LocalTime(Strict):
+    """A time by the account's own clock. `day` is a weekday, the first one on which `time` is not before the start, or a number: so many
+    calendar days after that of the start."""
+
+    day: Annotated[int, Field(ge=0, le=3660)] | Literal[WEEK_DAYS] = Field(  # type: ignore[valid-type]
+        description="A weekday, the first one not before the start, or a number of calendar days after the start."
+    )
+    time: str = Field(pattern=r"^([01]?\d|2[0-3]):[0-5]\d$", description="A time of day by the clock of the account.")
+
+    def after(self, start: datetime, where: ZoneInfo) -> datetime:
+        """The moment, for a story that starts at `start` and an account whose clock is that of `where`."""
+        first, clock = start.astimezone(where).date(), clock_time(self.time)
+        if isinstance(self.day, int):
+            return at_wall_clock(first + timedelta(days=self.day), clock, where)
+        first += timedelta(days=(WEEK_DAYS.index(self.day) - first.weekday()) % 7)
+        found = at_wall_clock(first, clock, where)
+        return found if found >= start else at_wall_clock(first + timedelta(days=7), clock, where)
+
+
+_WHEN = {
+    "type": "string",
+    "pattern": rf"^((?=\d)(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?|{_DATE})$",
+    "description": "So long after the start, such as 2d4h, or a date such as 2026-03-05 09:00.",
+    "examples": ["3d", "2d4h", "2026-03-05 09:00"],
+}
 When = Annotated[
-    timedelta | datetime,
+    timedelta | datetime | LocalTime,
     BeforeValidator(lambda value: _when(value)),
-    WithJsonSchema(
-        {
-            "type": "string",
-            "pattern": rf"^((?=\d)(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?|{_DATE})$",
-            "description": "So long after the start, such as 2d4h, or a date such as 2026-03-05 09:00.",
-            "examples": ["3d", "2d4h", "2026-03-05 09:00"],
-        }
-    ),
+    WithJsonSchema({"anyOf": [_WHEN, {name: part for name, part in LocalTime.model_json_schema().items() if name != "title"}]}),
 ]
 Moment = Annotated[
     datetime, WithJsonSchema({"type": "string", "pattern": f"^{_DATE}$", "description": "A date, such as 2026-03-02 09:00 (UTC)."})
@@ -38,10 +60,14 @@ EXPECTATIONS = ("mail", "skip", "alert", "task", "webhook", "ended", "reason", "
 
 class Given(Strict):
     """Who it is about. `account` are the traits that a group event would carry; `contacts` by id, each with the traits of an identify
-    event, `roles` among them. A contact without an address gets one at example.com; `email: null` leaves it without."""
+    event, `roles` among them. A contact without an address gets one at example.com; `email: null` leaves it without. `stage` and
+    `milestones` are where the account stands; `suppressions` what is closed to whom: a topic, `all`, `bounced`, `complained`, `manual`."""
 
     account: dict[str, Any] = {}
     contacts: dict[Key, dict[str, Any]] = {"ada": {"first_name": "Ada", "roles": ["admin"]}}
+    stage: Name | None = None
+    milestones: list[Name] = []
+    suppressions: dict[Key, Annotated[list[Name], Field(min_length=1)]] = {}
 
 
 class Health(Strict):
@@ -154,15 +180,15 @@ class Scenarios(Strict):
     tests: Annotated[list[Scenario], Field(min_length=1, max_length=500)]
 
 
-def _when(value: Any) -> timedelta | datetime:
-    if isinstance(value, (timedelta, datetime)):
+def _when(value: Any) -> Any:
+    if isinstance(value, (timedelta, datetime, dict, LocalTime)):
         return value
     if (found := _date(value)) is not None:
         return found
     try:
         return duration(value)
     except ValueError:
-        raise ValueError(f"{value!r} is no time; write it like 3d, 2d4h or 2026-03-05 09:00") from None
+        raise ValueError(f'{value!r} is no time; write it like 3d, 2d4h, 2026-03-05 09:00 or {{day: monday, time: "09:00"}}') from None
 
 
 def _date(value: Any) -> datetime | None:
