@@ -8,16 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from app.config import CODE
-from app.flow.compiling import Done, Job, Limits, compile_apart
-from app.flow.compose import compile_mail
+from app.errors import RenderSkip
+from app.flow.check import read
+from app.flow.compiling import Done, Job, Limits, Rendering, compile_apart, render_apart
+from app.flow.compose import Addresses, Composer, compile_mail
 from tests.mails import ROOT
 
 BLOCKS = {path.name: path.read_text("utf-8") for path in (ROOT / "campaigns/brand").glob("*.mjml")}
+BRAND = read(ROOT / "campaigns").lifecycle.brand.model_dump()
+NOW = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 PATIENT = Limits(cpu=30, wall=60.0)
 
 
@@ -134,3 +139,44 @@ def test_a_copy_of_the_engine_in_a_folder_with_spaces_compiles(tmp_path):
     )
     done = subprocess.run([sys.executable, "-I", "-c", code, str(place)], capture_output=True, text=True, timeout=60, cwd="/", check=True)
     assert done.stdout == "MJML has no <mj-x>\n"
+
+
+def drafts(*sources: str, values: dict | None = None) -> list[Rendering]:
+    made = [
+        compile_mail(source(0, one), "Hello {{ account.name }}", path=f"{number}.mjml", blocks=BLOCKS) for number, one in enumerate(sources)
+    ]
+    facts = values or {"account": {"name": "Straße & Söhne", "traits": {"since": NOW, "list": ["x"] * 100}}}
+    places = {"unsubscribe": "http://a.example/u", "preferences": "http://a.example/p", "view": "http://a.example/v"}
+    return [Rendering(f"{number}.mjml", one, facts, BRAND, "Because.", **places) for number, one in enumerate(made)]
+
+
+def test_what_is_rendered_apart_is_what_rendering_here_gives():
+    many = drafts("Since {{ account.traits.since | date }}", "{{ account.traits.list | join }}", "{{ contact.first_name }}")
+    addresses = Addresses("http://a.example/u", "http://a.example/p", "http://a.example/v", None, None)
+    before = children()
+    *mails, skip = render_apart(many)
+    assert children() == before
+    assert mails == [Composer().render(one.path, one.compiled, one.values, addresses, BRAND, "Because.") for one in many[:2]]
+    assert isinstance(skip, RenderSkip) and (skip.reason, skip.evidence["path"]) == ("missing_value", "contact.first_name")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the child in /proc")
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGSEGV, "ends the renderer (SIGSEGV)"), (signal.SIGSTOP, "takes longer than 2 seconds to render")]
+)
+def test_a_draft_that_ends_or_stalls_the_renderer_is_named_and_the_rest_rendered(number, said):
+    busy = "{% for one in account.traits.list %}{% for two in account.traits.list %}{{ one }}{% endfor %}{% endfor %}"
+    many = drafts(busy) * 60
+    before, found = children(), []
+    thread = threading.Thread(target=lambda: found.extend(render_apart(many, Limits(cpu=30, wall=2.0))))
+    thread.start()
+    until = time.monotonic() + 30
+    while not (started := children() - before) or not begun(next(iter(started))):
+        assert time.monotonic() < until
+        os.sched_yield()
+    os.kill(started.pop(), number)
+    thread.join(120)
+    failed = [one for one in found if isinstance(one, RenderSkip)]
+    assert len(found) == 60 and len(failed) == 1
+    assert failed[0].reason == "render_failed" and said in failed[0].evidence["problem"]
+    assert len({one.subject for one in found if not isinstance(one, RenderSkip)}) == 1

@@ -1,4 +1,4 @@
-"""Compiles the templates of a folder in a process of its own, which may die without taking ours along (X-04, X-13).
+"""Compiles the templates of a folder, and renders drafts, in a process of its own, which may die without taking ours along (X-04, X-13).
 
 One child for all templates that are not known yet; after a crash another one for the rest, and the template that crashed it is named.
 Checking, previewing, simulating and publishing all come through here.
@@ -17,16 +17,21 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime
 from hashlib import blake2b
+from typing import Any
 
 from app.config import CODE
-from app.flow.compose import Compiled, Link
+from app.errors import RenderSkip
+from app.flow.compose import Compiled, Link, Mail
 from app.flow.composing.marks import Problem
 from app.flow.composing.templates import Path
 
 CRASHES = 5  # as many templates may end a child before the rest is not looked at any more
 KEPT = 256
+PAST = {"compile": "compiled", "render": "rendered"}
+WORKER = {"compile": "compiler", "render": "renderer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,24 @@ class Job:
     subject: str | None = None
     survey: str | None = None
     question: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A draft to be rendered with `values`, which JSON can carry but for moments. `scores` is where each score of a survey leads; without a
+    `pixel` there is none, and without `click`, where every tracked link would lead, links lead where they are written to."""
+
+    path: str
+    compiled: Compiled
+    values: Mapping[str, Any]
+    brand: Mapping[str, Any]
+    why: str
+    unsubscribe: str
+    preferences: str
+    view: str
+    scores: Mapping[int, str] = field(default_factory=dict)
+    pixel: str | None = None
+    click: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +96,10 @@ def compile_apart(jobs: Sequence[Job], blocks: Mapping[str, str], limits: Limits
         if crashes >= CRASHES:
             found |= {key: _failed(key[0], f"was not compiled: {CRASHES} templates before it had to be stopped") for key in todo}
             break
-        answers, ended = _run([job for job, _ in todo], blocks, limits)
-        for key, done in zip(todo, answers, strict=False):
-            found[key] = done
+        orders = [{name: getattr(job, name) for name in Job.__slots__} for job, _ in todo]
+        answers, ended = _run(orders, blocks, limits, "compile")
+        for key, answer in zip(todo, answers, strict=False):
+            found[key] = done = _done(answer)
             _known.put(key, done)
         todo = todo[len(answers) :]
         if todo:
@@ -83,6 +107,24 @@ def compile_apart(jobs: Sequence[Job], blocks: Mapping[str, str], limits: Limits
             found[todo[0]] = _failed(todo[0][0], ended)
             todo = todo[1:]
     return [found[key] for key in keys]
+
+
+def render_apart(drafts: Sequence[Rendering], limits: Limits = Limits()) -> list[Mail | RenderSkip]:
+    """The mail of each draft, in order, or why a real message would be skipped: `render_failed` also for one that takes too long or ends
+    the process that renders. One child for all, and another for those after a crash."""
+    found: list[Mail | RenderSkip] = []
+    while todo := drafts[len(found) :]:
+        answers, ended = _run([_order(one) for one in todo], {}, limits, "render")
+        for answer in answers:
+            skip = answer.get("skip")
+            found.append(RenderSkip(*skip) if skip else Mail(**{**answer["mail"], "links": tuple(answer["mail"]["links"])}))
+        if len(answers) < len(todo):
+            found.append(RenderSkip("render_failed", {"problem": f"{todo[len(answers)].path} {ended}"}))
+    return found
+
+
+def _order(one: Rendering) -> dict[str, Any]:
+    return {"render": {**asdict(one), "compiled": {**asdict(one.compiled), "reads": sorted(one.compiled.reads)}}}
 
 
 class _Known:
@@ -113,11 +155,11 @@ def _failed(job: Job, why: str) -> Done:
 _BEGIN = "import sys; sys.path.insert(0, sys.argv[1]); from app.flow.composing.apart import main; main()"
 
 
-def _run(jobs: Sequence[Job], blocks: Mapping[str, str], limits: Limits) -> tuple[list[Done], str]:
-    """As many answers as one child gave, and why there are no more."""
+def _run(jobs: Sequence[Mapping], blocks: Mapping[str, str], limits: Limits, doing: str) -> tuple[list[Mapping], str]:
+    """As many answers as one child gave to the orders, and why there are no more; `doing` is what it was to do."""
     with tempfile.TemporaryFile() as orders:
-        for one in (dict(blocks), *({name: getattr(job, name) for name in Job.__slots__} for job in jobs)):
-            orders.write(json.dumps(one).encode() + b"\n")
+        for one in (dict(blocks), *jobs):
+            orders.write(json.dumps(one, default=_plain).encode() + b"\n")
         orders.seek(0)
         # Not a fork of ours, which has threads; and nothing of our environment, which has secrets.
         child = subprocess.Popen(
@@ -130,15 +172,15 @@ def _run(jobs: Sequence[Job], blocks: Mapping[str, str], limits: Limits) -> tupl
             start_new_session=True,
         )
     try:
-        answers: list[Done] = []
+        answers: list[Mapping] = []
         lines = _lines(child, limits)
         if next(lines, None) is None:
-            return answers, "was not compiled: the compiler could not be started"
+            return answers, f"was not {PAST[doing]}: the process for it could not be started"
         for line in lines:
-            answers.append(_done(json.loads(line)))
+            answers.append(json.loads(line))
             if len(answers) == len(jobs):
                 return answers, ""
-        return answers, _why(child, limits)
+        return answers, _why(child, limits, doing)
     finally:
         child.kill()
         child.wait()
@@ -163,15 +205,20 @@ def _lines(child: subprocess.Popen, limits: Limits) -> Iterator[bytes]:
         rest += more
 
 
-def _why(child: subprocess.Popen, limits: Limits) -> str:
+def _plain(value: Any) -> Any:
+    """What JSON cannot carry, as templates read it again."""
+    return value.isoformat() if isinstance(value, (date, datetime)) else list(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _why(child: subprocess.Popen, limits: Limits, doing: str) -> str:
     code = child.poll()
     if code is None:
-        return f"takes longer than {limits.wall:g} seconds to compile"
+        return f"takes longer than {limits.wall:g} seconds to {doing}"
     if code == -signal.SIGXCPU:
-        return f"takes more than {limits.cpu} seconds of computing to compile"
+        return f"takes more than {limits.cpu} seconds of computing to {doing}"
     if code < 0:
-        return f"ends the compiler ({signal.Signals(-code).name}); it is nested too deeply or too large for it"
-    return "ends the compiler; it is too large for it"
+        return f"ends the {WORKER[doing]} ({signal.Signals(-code).name}); it is nested too deeply or too large for it"
+    return f"ends the {WORKER[doing]}; it is too large for it"
 
 
 def _done(answer: Mapping) -> Done:

@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from app.errors import DefinitionError, NotFound
+from app.errors import DefinitionError, NotFound, RenderSkip
 from app.flow import states
 from app.flow.check import Campaigns, Folder, Template, check
-from app.flow.compose import SCALES, Addresses, Composer, Mail
+from app.flow.compiling import Rendering, render_apart
+from app.flow.compose import SCALES, Mail
 from app.rules.conditions import values
 from app.rules.definition import SurveyStep, walk
 from app.rules.facts import Contact, Scope
@@ -135,19 +136,43 @@ def _first(contacts: Iterable[Contact], roles: list[str]) -> Contact | None:
     return min(ranked, key=lambda one: one[:2])[2] if ranked else None
 
 
-def render(draft: Draft, facts: Mapping[str, Any], base_url: str, addresses: Addresses | None = None) -> Mail:
-    """The mail with these values; its links are inert unless `addresses` are given. Raises RenderSkip where a real message would be
+def render(draft: Draft, facts: Mapping[str, Any], base_url: str) -> Mail:
+    """The mail with these values, rendered in a process apart as it was compiled (X-04). Raises RenderSkip where a real message would be
     skipped."""
-    brand = draft.campaigns.lifecycle.brand
     base = base_url.rstrip("/")
-    addresses = addresses or Addresses(
-        unsubscribe=f"{base}/u/sample",
-        preferences=f"{base}/p/sample",
-        view=f"{base}/v/sample",
-        pixel=None,
-        clicks=None,
-        score=(lambda score: f"{base}/s/sample/{score}") if isinstance(draft.step, SurveyStep) else None,
+    (found,) = render_apart(
+        [rendering(draft, facts, Places(f"{base}/u/sample", f"{base}/p/sample", f"{base}/v/sample", f"{base}/s/sample"))]
     )
-    name = facts.get("account", {}).get("name")
-    why = f"You get this email because you use {brand.name}" + (f" at {name}." if name else ".")
-    return Composer().render(draft.template.path, draft.template.compiled, facts, addresses, brand.model_dump(), why)
+    if isinstance(found, RenderSkip):
+        raise found
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the links of a draft lead; a score's is the survey's with the score behind a slash."""
+
+    unsubscribe: str
+    preferences: str
+    view: str
+    survey: str
+    pixel: str | None = None
+    click: str | None = None
+
+
+def rendering(draft: Draft, facts: Mapping[str, Any], places: Places) -> Rendering:
+    brand, name = draft.campaigns.lifecycle.brand, facts.get("account", {}).get("name")
+    scale = SCALES[draft.step.survey] if isinstance(draft.step, SurveyStep) else None
+    return Rendering(
+        path=draft.template.path,
+        compiled=draft.template.compiled,
+        values=facts,
+        brand=brand.model_dump(),
+        why=f"You get this email because you use {brand.name}" + (f" at {name}." if name else "."),
+        unsubscribe=places.unsubscribe,
+        preferences=places.preferences,
+        view=places.view,
+        scores={score: f"{places.survey}/{score}" for score in range(scale.low, scale.high + 1)} if scale else {},
+        pixel=places.pixel,
+        click=places.click,
+    )

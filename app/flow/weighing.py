@@ -16,9 +16,9 @@ from sqlalchemy import Connection
 from app.errors import RenderSkip
 from app.flow import mime, proof
 from app.flow.check import Campaigns
+from app.flow.compiling import Rendering, render_apart
 from app.flow.compose import HTML_LIMIT
 from app.flow.links import Keyring, Links
-from app.rules.definition import SurveyStep
 from app.rules.fields import Problem
 
 WARN_FROM = 90 * 1024
@@ -27,50 +27,44 @@ PEOPLE = 5
 # Links of the length that they will have: the host's name is as long as most are.
 _LINKS = Links("https://" + "n" * 32, Keyring({0: bytes(32)}, 0))
 _ANY = UUID(int=0)
+_PLACES = proof.Places(
+    unsubscribe=_LINKS.unsubscribe(_ANY),
+    preferences=_LINKS.preferences(_ANY),
+    view=_LINKS.view(_ANY),
+    survey=_LINKS.survey(_ANY, 0).rpartition("/")[0],
+    pixel=_LINKS.open(_ANY),
+    click=_LINKS.click(_ANY, 0),
+)
 
 
 def weigh(campaigns: Campaigns, now: datetime, conn: Connection | None = None) -> list[Problem]:
     """What is too large for a sample recipient, or with `conn` also for those of the contacts stored last who belong to an account: an
     error from 100 KB on, a warning from 90. The limit is that of the finished HTML as it is encoded."""
     people = [tuple(row) for row in conn.exec_driver_sql(_PEOPLE, {"limit": PEOPLE})] if conn is not None else []
-    found = []
+    wanted: list[tuple[str, str, Rendering]] = []
     for folder in campaigns.folders:
         for template in folder.templates:
             draft = proof.Draft(campaigns, folder, template)
-            size, whose = max(_sizes(draft, people, now, conn), default=(0, ""))
-            if size > WARN_FROM:
-                found.append(_problem(template.path, size, whose))
-    return found
+            for facts, whose in _recipients(draft, people, now, conn):
+                wanted.append((template.path, whose, proof.rendering(draft, facts, _PLACES)))
+    heaviest: dict[str, tuple[int, str]] = {}
+    for (path, whose, _), mail in zip(wanted, render_apart([one for *_, one in wanted]), strict=True):
+        # Somebody whose mail would be skipped has none to weigh: others find out about that.
+        if not isinstance(mail, RenderSkip):
+            heaviest[path] = max(heaviest.get(path, (0, "")), (mime.html_size(mail.html), whose))
+    return [_problem(path, size, whose) for path, (size, whose) in heaviest.items() if size > WARN_FROM]
 
 
 def errors(problems: Iterable[Problem]) -> list[Problem]:
     return [one for one in problems if one.severity == "error"]
 
 
-def _sizes(draft: proof.Draft, people: Iterable[tuple[str, str]], now: datetime, conn: Connection | None) -> Iterator[tuple[int, str]]:
-    yield from _size(draft, proof.sample_values(draft, now), "a sample recipient")
+def _recipients(
+    draft: proof.Draft, people: Iterable[tuple[str, str]], now: datetime, conn: Connection | None
+) -> Iterator[tuple[Mapping[str, Any], str]]:
+    yield proof.sample_values(draft, now), "a sample recipient"
     for account, contact in people:
-        yield from _size(draft, proof.stored_values(conn, draft, account, contact, now), f"{contact} of {account}")
-
-
-def _size(draft: proof.Draft, facts: Mapping[str, Any], whose: str) -> Iterator[tuple[int, str]]:
-    """Nothing for somebody whose mail would be skipped: others find out about that."""
-    try:
-        mail = proof.render(draft, facts, "", _addresses(isinstance(draft.step, SurveyStep)))
-    except RenderSkip:
-        return
-    yield mime.html_size(mail.html), whose
-
-
-def _addresses(asks: bool) -> proof.Addresses:
-    return proof.Addresses(
-        unsubscribe=_LINKS.unsubscribe(_ANY),
-        preferences=_LINKS.preferences(_ANY),
-        view=_LINKS.view(_ANY),
-        pixel=_LINKS.open(_ANY),
-        clicks=lambda number: _LINKS.click(_ANY, number),
-        score=(lambda score: _LINKS.survey(_ANY, score)) if asks else None,
-    )
+        yield proof.stored_values(conn, draft, account, contact, now), f"{contact} of {account}"
 
 
 def _problem(file: str, size: int, whose: str) -> Problem:
