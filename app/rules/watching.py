@@ -100,8 +100,12 @@ def _dates(turn: Turn) -> None:
 
 
 def _usages(turn: Turn) -> None:
+    windows: dict[tuple[str, timedelta], tuple[int, int]] = {}  # many watches look at the same few
     for key, spec in turn.book.watches.usages.items():
-        last, before = _windows(turn, spec)
+        place = spec.metric, spec.window
+        if place not in windows:
+            windows[place] = _windows(turn, spec)
+        last, before = windows[place]
         change = (last - before) / before if before else None
         if spec.drop is not None:
             holds = before >= spec.at_least and change is not None and change <= -spec.drop
@@ -143,12 +147,17 @@ def _utilizations(turn: Turn) -> None:
 
 
 def _silence(turn: Turn) -> None:
+    if not turn.book.watches.inactives:
+        return
     today = turn.now.astimezone(UTC).date()
+    lasts = [(one, (one.last_seen_at or one.joined_at).astimezone(UTC).date()) for one in _members(turn, None)]
+    quiet = [(one, last, (today - last).days) for one, last in lasts]
     for key, spec in turn.book.watches.inactives.items():
-        for contact in _members(turn, spec.role):
-            last = (contact.last_seen_at or contact.joined_at).astimezone(UTC).date()
+        for contact, last, days in quiet:
+            if spec.role is not None and spec.role not in contact.roles:
+                continue
             remembered = _of(key, contact)
-            if (today - last).days < spec.days:
+            if days < spec.days:
                 _forget(turn, remembered)
             elif turn.account.watched.get(remembered) != last.isoformat():
                 _remember(turn, remembered, last.isoformat())
