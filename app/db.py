@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 # Namespaces of the transaction-level advisory locks. Only those: session-level locks break behind pgbouncer.
 LOCK_PARTITION = 1
 LOCK_MIGRATION = 2
-LOCK_CAPS = 3
+LOCK_CLAIMS = 3
 
 set_json_dumps(to_json)
 set_json_loads(from_json)
