@@ -25,6 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -946,6 +947,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(run: str, folder: Path, options: argparse.Namespace) -> _Told:
     """In a process of its own: the live engine, held against the world's outcome."""
+    try:
+        return _told(run, folder, options)
+    except BaseException:
+        _say(f"{run}: broke off\n{traceback.format_exc()}")  # at once: the others go on for long
+        raise
+
+
+def _told(run: str, folder: Path, options: argparse.Namespace) -> _Told:
     case, _, how = run.partition(":")
     batch, _, workers = how.partition("x")
     began = time.perf_counter()
