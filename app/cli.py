@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from app import ask, desk, embedded, home, hooks, postbox, rehearse, rights, sending, steer
+from app import ask, desk, embedded, home, hooks, post, postbox, rehearse, rights, sending, steer
 from app.config import VERSION, Settings, load
 from app.db import connect
 from app.errors import HomeInUse, InputError, NotFound, NurtureError, RenderSkip, StartError
@@ -410,6 +410,17 @@ COMMANDS: list[Command] = [
         lambda p: p.add_argument("--all", action="store_true", help="the released ones, too"),
     ),
     Command(("brakes", "release"), "take a brake off", sending.brakes_release, sending.release_arguments),
+    Command(("transports", "add"), "add a relay that carries mail", post.transports_add, post.add_arguments),
+    Command(("transports", "list"), "list what carries mail: limits, pauses, lanes to providers", post.transports_list),
+    Command(("transports", "edit"), "change a transport's limits or its URL", post.transports_edit, post.edit_arguments),
+    Command(("transports", "pause"), "let a transport's mail wait", post.transports_pause, post.pause_arguments),
+    Command(("transports", "resume"), "end the pause of a transport and its lanes", post.transports_resume, post.resume_arguments),
+    Command(
+        ("transports", "remove"), "forget a transport; its mail goes over default", post.transports_remove, lambda p: p.add_argument("name")
+    ),
+    Command(("transports", "test"), "connect and sign in; sends nothing", post.transports_test, lambda p: p.add_argument("name")),
+    Command(("unknown", "list"), "list the messages of which nobody knows whether they arrived", post.unknown_list, post.unknown_arguments),
+    Command(("unknown", "resolve"), "say what became of such messages", post.unknown_resolve, post.resolve_arguments),
     Command(
         ("sign-in",),
         "print a one-time link to the console",

@@ -38,7 +38,7 @@ class Settings:
                     None: mail names no address of ours
     imap_url        a folder that such mail is fetched from: `imaps://user:password@host/folder`, parts percent-encoded; `imap://` speaks
                     plainly, to a loopback address only; `?after=delete` removes what was taken. None: nothing is fetched
-    allow_hosts     places that alerts and webhooks may call besides public ones over https (X-22): (scheme, host, port)
+    allow_hosts     places that alerts, webhooks and transports may go to besides public ones (X-22, S-20): (scheme, host, port)
     """
 
     home: Path
@@ -143,18 +143,29 @@ def _redis_url(value: str | None) -> str | None:
     return value
 
 
+def smtp_problem(value: str) -> str | None:
+    """What is wrong with the URL of a relay, as far as its words say (S-17)."""
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 — the property raises on a bad port
+    except ValueError as error:
+        return f"is no URL: {error}"
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or any(letter.isspace() or letter < " " for letter in value):
+        return "must look like smtp://user:password@host:587 (smtps:// for TLS from the start)"
+    if parts.query not in ("", "tls=starttls", "tls=none") or (parts.query and parts.scheme == "smtps"):
+        return "the only option is ?tls=starttls or ?tls=none, of smtp://"
+    if parts.path.strip("/") or parts.fragment:
+        return "must end with the host and its port"
+    if parts.username and parts.query == "tls=none" and not is_loopback(parts.hostname):
+        return "a user and a password go over TLS only; use smtps:// or ?tls=starttls"
+    return None
+
+
 def _smtp_url(value: str | None) -> str | None:
     if not value:
         return None
-    parts = urlsplit(value)
-    if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
-        raise SettingError("SMTP_URL", "must look like smtp://user:password@host:587 (smtps:// for TLS from the start)")
-    if parts.query not in ("", "tls=starttls", "tls=none"):
-        raise SettingError("SMTP_URL", "the only option is ?tls=starttls or ?tls=none")
-    try:
-        parts.port  # noqa: B018 — the property raises on a bad port
-    except ValueError as error:
-        raise SettingError("SMTP_URL", f"bad port: {error}") from error
+    if problem := smtp_problem(value):
+        raise SettingError("SMTP_URL", problem)
     return value
 
 
@@ -206,11 +217,11 @@ def _allow_hosts(value: str | None) -> frozenset[tuple[str, str, int]]:
     for entry in (value or "").replace(",", " ").split():
         parts = urlsplit(entry if "://" in entry else f"https://{entry}")
         try:
-            port = parts.port or {"https": 443, "http": 80}[parts.scheme]
+            port = parts.port or {"https": 443, "http": 80, "smtp": 587, "smtps": 465}[parts.scheme]
             if not parts.hostname or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
                 raise ValueError
         except (KeyError, ValueError):
-            problem = f"{entry!r} is not a host; write it like crm.internal, crm.internal:8443 or http://127.0.0.1:9000"
+            problem = f"{entry!r} is not a host; write it like crm.internal, http://127.0.0.1:9000 or smtp://relay.internal:25"
             raise SettingError("NURTURE_ALLOW_HOSTS", problem) from None
         host = parts.hostname.rstrip(".")
         found.add((parts.scheme, f"[{host}]" if ":" in host else host, port))

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from sqlalchemy import Connection, Engine, text
 
 from app import mail_doctor
 from app.config import Settings, is_loopback
-from app.errors import InputError, NotFound
+from app.errors import InputError, NotFound, SettingError
 from app.finding import Finding
-from app.flow import mime
+from app.flow import mime, publish, transports
 from app.flow.brakes import list_brakes
 from app.flow.brakes import sentence as sentence_of
 from app.flow.channels import find_disabled
 from app.flow.dkim import list_keys, signers_now
 from app.flow.reading.hooks import trouble as hooks_trouble
+from app.flow.transports import Way
 from app.providers.dns import Dns
-from app.providers.smtp import Smtp, Timeouts
-from app.rules.lifecycle import Lifecycle
+from app.providers.smtp import Timeouts
+from app.rules.lifecycle import DEFAULT, Lifecycle
 from app.rules.reasons import sentence
 
 WAITS_TOO_LONG = timedelta(minutes=5)
@@ -34,7 +38,7 @@ def examine(settings: Settings, engine: Engine, now: datetime, dns: Dns | None =
     """Looks at everything. Changes nothing, sends nothing. `now` is this machine's time; `dns` asks other servers than this machine's."""
     with engine.connect() as conn:
         signing = list(_signing(conn, settings))
-        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *signing, *_way_out(conn, settings, dns)]
+        return [*_database(conn, now), *_work(conn, now), _bells(settings), _disk(settings), *signing, *_way_out(conn, settings, now, dns)]
 
 
 def retry(conn: Connection, which: str, now: datetime) -> int:
@@ -62,12 +66,9 @@ def _database(conn: Connection, now: datetime) -> Iterator[Finding]:
 def _work(conn: Connection, now: datetime) -> Iterator[Finding]:
     yield _oldest(conn, "pending events", "select min(received_at) from event_pending e where not exists (" + _BEHIND_PARKED + ")", now)
     yield _oldest(conn, "due messages", "select min(due_at) from message where state = 'due' and due_at <= :now", now)
-    unknown = conn.execute(
-        text("select count(*) from message where state = 'unknown' and settled_at > :since"), {"since": now - timedelta(1)}
-    )
-    count = unknown.scalar_one()
-    hint = "; whether they arrived is not known, and they are not sent again" if count else ""
-    yield Finding("unknown outcomes", not count, f"{count} messages in the last day{hint}")
+    count = conn.execute(text("select count(*) from message where state = 'unknown'")).scalar_one()
+    hint = "; whether they arrived is not known. Evidence is waited for: nurture unknown list" if count else ""
+    yield Finding("unknown outcomes", not count, f"{count} messages{hint}")
     yield from _effects(conn, now)
     yield from _inbound(conn, now)
     yield from _hooks(conn, now)
@@ -158,18 +159,21 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", free >= FREE_AT_LEAST, f"{free / 2**30:.1f} GB free at {settings.home}")
 
 
-def _way_out(conn: Connection, settings: Settings, dns: Dns | None) -> Iterator[Finding]:
-    """The relay, and the domains that mail comes from. Their records matter once mail leaves this machine, or when `dns` is given."""
-    if not settings.smtp_url:
-        yield Finding("relay", True, "no SMTP_URL: mail goes to the outbox")
-    else:
-        transport = Smtp(settings.smtp_url, timeouts=PATIENCE)
-        yield mail_doctor.relay(transport)
-        dns = dns or (None if is_loopback(transport.host) else Dns())
+def _way_out(conn: Connection, settings: Settings, now: datetime, dns: Dns | None) -> Iterator[Finding]:
+    """What carries mail, and the domains that it comes from. Their records matter once mail leaves this machine, or when `dns` is given."""
+    try:
+        lifecycle = publish.book(conn).lifecycle
+    except NotFound:
+        lifecycle = None
+    found = transports.ways(conn, settings, now)
+    for row in transports.listed(conn, settings, lifecycle, now):
+        yield from _transport(settings, row, found.get(row["name"]))
+    leaves = any(way.url and not is_loopback(urlsplit(way.url).hostname) for way in found.values())
+    dns = dns or (Dns() if leaves else None)
     if dns is None:
         return
     keys = list_keys(conn)
-    for domain in _sender_domains(conn):
+    for domain in _sender_domains(lifecycle):
         yield from mail_doctor.domain(dns, domain, [key for key in keys if key["domain"] == domain])
 
 
@@ -181,8 +185,26 @@ def _signing(conn: Connection, settings: Settings) -> Iterator[Finding]:
         yield Finding("dkim", True, f"signs for {', '.join(sorted(signers.of))}" if signers.of else "no key is active, so the relay signs")
 
 
-def _sender_domains(conn: Connection) -> list[str]:
+def _transport(settings: Settings, row: Mapping[str, Any], way: Way | None) -> Iterator[Finding]:
+    """Whether it may carry mail, and whether it can be reached and signed in to, as sending does."""
+    what = "relay" if row["name"] == DEFAULT else f"relay {row['name']}"[:18]
+    if row["state"] != "open":
+        until = f" until {row['until']:%Y-%m-%d %H:%M} UTC" if row.get("until") else ""
+        yield Finding(what, False, f"{row['state']}{until}: {row['detail'] or row.get('reason') or 'switched off'}")
+        return
+    for lane in row["lanes"]:
+        if lane["state"] != "open":
+            yield Finding(what, False, f"{lane['provider']} is {lane['state']} until {lane['until']:%H:%M} UTC: {lane['reply']}")
+    if way.url is None:
+        yield Finding(what, True, "no SMTP_URL: mail goes to the outbox")
+        return
+    try:
+        yield mail_doctor.relay(replace(way, timeouts=PATIENCE).relay(settings, "localhost", 1), what)
+    except SettingError as error:
+        yield Finding(what, False, f"{error}")
+
+
+def _sender_domains(lifecycle: Lifecycle | None) -> list[str]:
     """Of all senders; a CSM's own address is used only at one of them."""
-    definition = conn.execute(text("select definition from lifecycle_version order by id desc limit 1")).scalar()
-    senders = Lifecycle.model_validate(definition).senders.values() if definition else ()
+    senders = lifecycle.senders.values() if lifecycle else ()
     return sorted({mime.address(one.email, "From").rpartition("@")[2].lower() for one in senders})

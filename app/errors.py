@@ -122,15 +122,17 @@ class SendError(NurtureError):
     """A transport did not take a message.
 
     `outcome` is `temp` (try again later), `perm` (never) or `unknown` (it may have been taken); `phase` is where it happened
-    (connect, mail, rcpt, data, body, dot); `code` and `text` are the reply, if there was one. See email-standards 2.1.
+    (connect, mail, rcpt, data, body, dot); `code` and `text` are the reply, if there was one; `setting` says that it will go on so
+    until somebody changes a setting (certificate, sign-in, address). See email-standards 2.1.
     """
 
-    def __init__(self, outcome: str, phase: str, text: str, code: int | None = None):
+    def __init__(self, outcome: str, phase: str, text: str, code: int | None = None, *, setting: bool = False):
         super().__init__(f"{phase}: {code or ''} {text}".strip())
         self.outcome = outcome
         self.phase = phase
         self.code = code
         self.text = text
+        self.setting = setting
 
 
 class CallError(NurtureError):

@@ -52,11 +52,13 @@ def assess() -> None:
 
 
 def settle() -> None:
-    """Judges for good the clicks that are old enough."""
+    """Judges for good the clicks that are old enough, and settles messages of whose unknown outcome more is known."""
     from app.flow.track import settle_due
+    from app.flow.unknown import resolve_due
 
     here = workplace()
     settle_due(here.engine, clock, here.bells)
+    resolve_due(here.engine, clock, here.bells)
 
 
 def inbound() -> None:

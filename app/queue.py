@@ -65,7 +65,7 @@ class Bells:
     """
 
     def __init__(self, url: str | None):
-        self._client = _client(url) if url else None
+        self._client = client_of(url) if url else None
         if self._client:
             self._waiting, self._push = self._client.register_script(_WAITING), self._client.register_script(_PUSH)
         self._fields: dict[str, list] = {}
@@ -81,7 +81,7 @@ class Bells:
         self._ring(DELIVER, [("deliver", "app.jobs.deliver", ())])
 
     def notify(self) -> None:
-        """There are alerts or webhooks to send."""
+        """There are alerts or webhooks to send, or something to tell the operators."""
         self._ring(DELIVER, [("notify", "app.jobs.notify", ())])
 
     def assess(self) -> None:
@@ -89,7 +89,7 @@ class Bells:
         self._ring(CHORES, [("assess", "app.jobs.assess", ())])
 
     def settle(self) -> None:
-        """Some clicks are old enough to be judged for good."""
+        """Some clicks are old enough to be judged for good, or unknown messages have been waited for long enough."""
         self._ring(CHORES, [("settle", "app.jobs.settle", ())])
 
     def inbound(self) -> None:
@@ -151,7 +151,8 @@ class Bells:
         return [part for field in words if field not in ("created_at", "enqueued_at") for part in (field, words[field])]
 
 
-def _client(url: str) -> redis.Redis:
+def client_of(url: str) -> redis.Redis:
+    """A client that is never waited for longer than 0.3 seconds."""
     return redis.Redis.from_url(
         url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), 0), retry_on_error=[]
     )
@@ -254,7 +255,10 @@ _REST = text("""
     select
         exists (select from message where state = 'due' and due_at <= :now) as messages,
         exists (select from account where assess_at <= :now) or exists (select from unassessed where assess_at <= :now) as assessments,
-        exists (select from hit where settled_at is null and settle_at <= :now) as hits,
+        exists (select from hit where settled_at is null and settle_at <= :now) or exists (
+            select from message m
+            where m.state = 'unknown' and (m.unknown_until is null or m.unknown_until <= :now)
+        ) as hits,
         exists (
             select from message m left join worker w on w.id = m.worker_id
             where m.state in ('claimed', 'in_dot')
@@ -264,7 +268,8 @@ _REST = text("""
             where f.state in ('claimed', 'on_wire')
               and (w.id is null or w.stopped_at is not null or w.heartbeat_at < now() - interval '15 seconds')
         ) as claims,
-        exists (select from effect where state = 'due' and due_at <= :now) as effects,
+        exists (select from effect where state = 'due' and due_at <= :now)
+            or exists (select from transport where untold) or exists (select from lane where untold) as effects,
         exists (select from inbound_mail where state = 'waiting') as mails,
         exists (select from mailbox where due_at <= :now and (leased_until is null or leased_until < :now)) as mailboxes,
         exists (select from hook_call where state = 'waiting') as hooks,

@@ -18,10 +18,10 @@ from app.models import metadata
 # From the outside in: a module may import its own layer and those after it (DESIGN.md 3).
 LAYERS = [
     {"cli", "ask", "steer", "web", "jobs", "up", "work", "doctor", "sample", "rehearse", "desk", "archive", "mail_doctor", "finding"}
-    | {"postbox", "hooks", "sending", "rights"},
+    | {"postbox", "hooks", "sending", "rights", "post"},
     {"flow"},
     {"models", "providers", "migrate"},
-    {"rules", "queue"},
+    {"rules", "queue", "pacing"},
     {"db", "embedded", "home", "children", "launch", "supervise"},
     {"config"},
     {"errors"},

@@ -20,6 +20,7 @@ from app.flow import claims, outcome
 from app.flow.deliver import Limits, recover, run
 from app.flow.links import Links, load_keyring
 from app.flow.outcome import Outcome
+from app.flow.transports import CONFIGURATION_PAUSE
 from app.providers.memory import MemoryTransport
 from app.providers.smtp import Smtp, Timeouts
 from app.queue import Bells
@@ -247,6 +248,8 @@ def test_a_relay_that_wants_another_sign_in_gets_no_mail_and_keeps_none(engine, 
     assert row.due_at == NOW + timedelta(seconds=1)
     assert not events(engine, message_id)
     clock.now = row.due_at
+    assert not send(transport).begun  # paused: only another setting helps
+    clock.now = NOW + CONFIGURATION_PAUSE
     send(transport)
     assert message(engine, message_id).state == "sent"
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from app.flow import outcome
 from app.queue import Bells
 from app.rules.delivery import Limits
+from app.rules.lifecycle import DEFAULT
 
 RECOVERED_AT_ONCE = 5000
 
@@ -30,7 +31,7 @@ log = logging.getLogger("nurture.deliver")
 
 # What the worker keeps of a message while it has it.
 _CLAIMED = """m.id, m.claim, m.enrollment_id, m.campaign_id, m.version_id, m.step_id, m.occurrence, m.account_id, m.contact_id,
-    m.kind, m.topic, m.priority, m.due_at, m.expires_at, m.attempts, m.reason, m.message_header"""
+    m.kind, m.topic, m.priority, m.due_at, m.expires_at, m.attempts, m.reason, m.message_header, m.tried_at, m.resends"""
 
 REGISTER = """
 insert into worker (id, host, pid, started_at, heartbeat_at) values (%(id)s, %(host)s, %(pid)s, clock_timestamp(), clock_timestamp())
@@ -41,17 +42,18 @@ with durable as materialized (select set_config('synchronous_commit', 'on', true
 update message m set state = 'claimed', claim = gen_random_uuid(), worker_id = %(worker)s, claimed_at = %(now)s
 from durable
 where durable.commit = 'on' and m.state = 'due' and m.id = any(array(
-    select id from message where state = 'due' and due_at <= %(now)s
+    select id from message where state = 'due' and due_at <= %(now)s and transport = %(transport)s
     order by priority desc, due_at, id limit %(limit)s for update skip locked
 ))
 returning {_CLAIMED}"""
 
-_ANY_DUE = "select exists (select from message where state = 'due' and due_at <= %(now)s)"
+_ANY_DUE = "select exists (select from message where state = 'due' and due_at <= %(now)s and transport = any(%(transports)s))"
 
 # Invariant 6. What may not be sent any more, or not yet, does not come back, and its dot is never written.
 _OPEN = """m.state = 'claimed' and m.claim = r.claim
     and not exists (select from campaign k where k.id = m.campaign_id and k.mode = 'paused')
-    and exists (select from enrollment e where e.id = m.enrollment_id and e.state = 'active')
+    and exists (select from enrollment e where e.id = m.enrollment_id
+                and (e.state = 'active' or (m.resends > 0 and e.state = 'finished')))
     and not exists (
         select from suppression s
         where s.person = r.person and s.lifted_at is null
@@ -109,18 +111,22 @@ class Recovered:
     unknown: int
 
 
-def any_due(conn: Connection, now: datetime) -> bool:
-    """Whether a message is due and unclaimed."""
-    return conn.exec_driver_sql(_ANY_DUE, {"now": now}).scalar()
+def any_due(conn: Connection, now: datetime, transports: Sequence[str] = (DEFAULT,)) -> bool:
+    """Whether a message for one of the transports is due and unclaimed."""
+    return conn.exec_driver_sql(_ANY_DUE, {"now": now, "transports": list(transports)}).scalar()
 
 
-def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int) -> list[Row]:
-    """Claims up to `limit` due messages, those of the highest priority and then those due longest, each with a fresh token.
+def claim(conn: Connection, worker_id: UUID, now: datetime, limit: int, transports: Sequence[str] = (DEFAULT,)) -> list[Row]:
+    """Claims up to `limit` due messages for the transports, of each those of the highest priority and then those due longest, each with a
+    fresh token.
 
     Registers the worker in the same transaction, so that no claim is ever without somebody whose heart can be listened to. The caller
     commits before anything of a message reaches the wire; the commit waits for the disk whatever the database's default.
     """
-    rows = conn.exec_driver_sql(_CLAIM, {"worker": worker_id, "now": now, "limit": limit}).all()
+    rows: list[Row] = []
+    for name in transports:
+        if len(rows) < limit:
+            rows += conn.exec_driver_sql(_CLAIM, {"worker": worker_id, "now": now, "limit": limit - len(rows), "transport": name})
     if rows:
         conn.exec_driver_sql(REGISTER, {"id": worker_id, "host": socket.gethostname(), "pid": os.getpid()})
     return sorted(rows, key=lambda row: (-row.priority, row.due_at, row.id))

@@ -331,6 +331,7 @@ def _write_messages(conn: Connection, batch: Batch, ids: Mapping[str, int], cont
             "due_at": one.due_at,
             "expires_at": one.expires_at,
             "state": one.state,
+            "transport": batch.book.transport_of(one.version, one.topic),
         }
         for key, one in batch.messages
     ]

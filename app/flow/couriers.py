@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 from sqlalchemy import Row
@@ -19,8 +20,11 @@ from app.errors import SendError
 from app.flow.outcome import Outcome
 from app.flow.prepare import Facts, Prepared, not_prepared
 from app.providers import Connection, Transport
-from app.rules.delivery import SENT, Ending, Limits, about_the_relay, ending
+from app.rules.delivery import SENT, Ending, Limits, about_the_relay, about_the_setting, ending, enhanced
+from app.rules.lanes import STRIKES
+from app.rules.lifecycle import DEFAULT
 
+EMPTY: Mapping = MappingProxyType({})
 WRITTEN_AT_ONCE = 4  # about a millisecond, in which nobody else has a turn
 SIGNED_AT_ONCE = 8
 SIGNERS = 2  # threads: one signs about as fast as one loop sends
@@ -28,14 +32,25 @@ SIGNERS = 2  # threads: one signs about as fast as one loop sends
 log = logging.getLogger("nurture.deliver")
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """When a message may go at the earliest, by the loop's clock, and which limited provider it goes to, if any (S-15)."""
+
+    at: float
+    provider: str | None
+
+
 class Couriers:
-    """All connections of a run and the letters that wait for one.
+    """All connections of a run over one transport and the letters that wait for one.
 
     `make` asks the gates and writes a letter; a few are written ahead, so that there is work while the couriers wait for answers. What
     has a signer is signed by `threads`, several at a time, before a courier takes it.
     `permitted` is asked between a letter's body and its final dot; `settle` gets what came of it; `hungry` is called when more claims
     would be welcome. `stale` are claims whose facts have grown old while they waited. `unreachable` is set while the relay takes nothing
-    from anybody; `taken` counts what it took.
+    from anybody, `misset` where only another setting can help; `taken` counts what it took.
+
+    `allowed` is how many connections may be open, `rooms` how many letters may be on their way to each limited provider at once;
+    `turns` says of a claim's token when its letter may go. Without a turn it may go at once.
     """
 
     def __init__(
@@ -48,8 +63,12 @@ class Couriers:
         settle: Callable[[Sequence[Outcome]], None],
         hungry: Callable[[], None],
         threads: Executor,
+        name: str = DEFAULT,
+        provider_of: Callable[[str], str] = lambda address: address.rpartition("@")[2],
     ):
         self.threads = threads
+        self.name, self.provider_of = name, provider_of
+        self.idle = getattr(transport, "idle", limits.idle)
         self.transport, self.limits, self.clock = transport, limits, clock
         self.make, self.permitted, self.settle, self.hungry = make, permitted, settle, hungry
         self.loop = asyncio.get_running_loop()
@@ -64,6 +83,15 @@ class Couriers:
         self.taken = 0
         self.fruitless = 0  # attempts to use the relay since something last went well
         self.unreachable: SendError | None = None
+        self.misset: SendError | None = None
+        self.strikes: Counter[str] = Counter()  # refusals of us in a row by provider, "" for those of us as a sender
+        self.struck = False  # somebody refused us too often in a row: the feeder looks how the lanes stand before it claims again
+        self.allowed = transport.connections
+        self.rooms: Mapping[str, int] = {}
+        self.turns: dict[UUID, Turn] = {}
+        self.towards: Counter[str] = Counter()  # letters in somebody's hands, by limited provider
+        self._opening = 0
+        self._alarm: asyncio.TimerHandle | None = None
         self.rate = Rate()
         self._spare: list[Connection] = []
         self._crowded_until = 0.0
@@ -83,14 +111,19 @@ class Couriers:
         """The writer, the signers and the couriers; each ends only when the run does, or when our own code is wrong."""
         return [*self._writers, *self._tasks]
 
-    def serve(self, claimed: Iterable[Row], facts: Facts) -> None:
+    def serve(self, claimed: Iterable[Row], facts: Facts, turns: Mapping[UUID, Turn] = EMPTY) -> None:
         """More letters to carry."""
+        self.turns |= turns
         self.ready.extend((row, facts) for row in claimed)
         self._to_write.set()
 
     def tokens(self) -> list[UUID]:
         """The tokens of all claims that are waiting or in somebody's hands."""
         return [*self.carrying, *(row.claim for row in self._waiting())]
+
+    def waiting_for(self, provider: str) -> int:
+        """How many letters to a limited provider wait here or are on their way."""
+        return self.towards[provider] + sum(turn.provider == provider for turn in self.turns.values())
 
     def take_stale(self) -> list[Row]:
         stale, self.stale = self.stale, []
@@ -109,7 +142,7 @@ class Couriers:
     def give_back(self) -> None:
         """What nobody carries yet is due again."""
         rows = self._waiting()
-        for held in (self.ready, self.unsigned, self.signing, self.letters, self.stale):
+        for held in (self.ready, self.unsigned, self.signing, self.letters, self.stale, self.turns):
             held.clear()
         self.settle([self._given_back(row) for row in rows])
 
@@ -150,6 +183,7 @@ class Couriers:
             if self._is_fresh(row, facts):
                 made = self.make(facts, row, self.clock())
                 if isinstance(made, Outcome):
+                    self.turns.pop(row.claim, None)
                     self.settle([made])
                 elif made.signer is not None:
                     self.unsigned.append((made, facts))
@@ -176,6 +210,7 @@ class Couriers:
                 if self.signing.pop(one.ready.claimed.claim, None) is None:
                     continue
                 if isinstance(made, Outcome):
+                    self.turns.pop(made.claimed.claim, None)
                     self.settle([made])
                 else:
                     self.letters.append((made, facts))
@@ -190,6 +225,8 @@ class Couriers:
                 continue
             letter, facts = turn
             token = letter.ready.claimed.claim
+            limited = self.turns.pop(token, NO_TURN).provider
+            self.towards[limited] += 1
             self.carrying.add(token)
             try:
                 if connection is None or not connection.usable:
@@ -199,23 +236,32 @@ class Couriers:
                     connection = await self._carry(letter, connection)
             finally:
                 self.carrying.discard(token)
+                self.towards[limited] -= 1
+                if limited is not None and self.letters:
+                    self._wake_one()
                 self.hungry()
         await self._close(connection)
 
     async def _next(self, connection: Connection | None) -> tuple[Prepared, Facts] | None:
         """The next letter; None when the run is over."""
         while not self._over.is_set():
+            if connection is not None and self.connected > self.allowed:
+                return _IDLE
+            if connection is None and self._is_full():
+                self._wake_one()
+                await self._rest(0.1)
+                continue
             if connection is None and self._is_crowded():
                 # The relay has just refused another connection: those who have one do the work for a while.
                 self._wake_one()
                 await self._rest(self._crowded_until - self.loop.time())
                 continue
-            if self.letters:
+            if self.letters and (taken := self._take()) is not None:
                 self._to_write.set()
-                return self.letters.popleft()
+                return taken
             future = self.loop.create_future()
             self._free.append(future)
-            alarm = self.loop.call_later(self.limits.idle, _tell, future, _IDLE)
+            alarm = self.loop.call_later(self.idle, _tell, future, _IDLE)
             try:
                 if await future is _IDLE and connection is not None:
                     return _IDLE
@@ -223,10 +269,42 @@ class Couriers:
                 alarm.cancel()
         return None
 
+    def _take(self) -> tuple[Prepared, Facts] | None:
+        """The first letter whose turn has come and whose provider has room. What waits for so long that its facts are old waits for newer
+        ones, and makes room for others."""
+        if not self.turns:
+            return self.letters.popleft()
+        now, next_at = self.loop.time(), None
+        for index, one in enumerate(self.letters):
+            letter, facts = one
+            turn = self.turns.get(letter.ready.claimed.claim, NO_TURN)
+            if turn.at <= now and (turn.provider is None or self.towards[turn.provider] < self.rooms.get(turn.provider, 1)):
+                del self.letters[index]
+                return one
+            if not self._is_fresh(letter.ready.claimed, facts):
+                del self.letters[index]
+                self._to_write.set()
+                break
+            if turn.at > now:
+                next_at = turn.at if next_at is None else min(next_at, turn.at)
+        self._wake_at(now + 0.1 if next_at is None else next_at)
+        return None
+
+    def _wake_at(self, moment: float) -> None:
+        if self._alarm is not None:
+            if not self._alarm.cancelled() and self.loop.time() < self._alarm.when() <= moment:
+                return
+            self._alarm.cancel()
+        self._alarm = self.loop.call_at(moment, self._wake_one)
+
+    def _is_full(self) -> bool:
+        return not self._spare and self.connected + self._opening >= self.allowed
+
     def _is_fresh(self, row: Row, facts: Facts) -> bool:
         """Whether the gates may still be judged by `facts`; if not, the claim waits for newer ones."""
         if time.monotonic() - facts.at <= self.limits.fresh:
             return True
+        self.turns.pop(row.claim, None)
         self.stale.append(row)
         return False
 
@@ -275,7 +353,11 @@ class Couriers:
                 self.handing -= 1
         self.taken += 1
         self._went_on()
-        self.settle([Outcome(letter.ready.claimed, SENT, self.clock(), reply=reply)])
+        if self.strikes:
+            self.strikes.pop(self.provider_of(letter.letter.recipient), None)
+            self.strikes.pop("", None)
+        end = replace(SENT, enhanced=enhanced(reply))
+        self.settle([Outcome(letter.ready.claimed, end, self.clock(), reply=reply, transport=self.name, address=letter.letter.recipient)])
         return connection
 
     async def _open(self, letter: Prepared, facts: Facts) -> Connection | None:
@@ -299,7 +381,11 @@ class Couriers:
             raise
 
     async def _connect(self) -> Connection:
-        connection = await self.transport.open()
+        self._opening += 1
+        try:
+            connection = await self.transport.open()
+        finally:
+            self._opening -= 1
         self.connected += 1
         return connection
 
@@ -319,13 +405,24 @@ class Couriers:
             self.settle([self._given_back(row)])
             return None
         self._went_on()
-        end = ending(error, row.id, row.attempts + 1, now, row.expires_at)
+        end = ending(error, row.id, row.attempts + 1, now, row.expires_at, row.tried_at, letter.ages)
         said = f"{error.code} {error.text}" if error.code else error.text
-        self.settle([Outcome(row, end, now, evidence={"phase": error.phase}, reply=said, person=letter.ready.person)])
+        if end.ours or end.slows:
+            self._strike("" if error.phase == "mail" else self.provider_of(letter.letter.recipient), end)
+        about = {"transport": self.name, "address": letter.letter.recipient}
+        self.settle([Outcome(row, end, now, evidence={"phase": error.phase}, reply=said, person=letter.ready.person, **about)])
         if connection is not None and connection.usable:
             return connection
         self._drop(connection)
         return None
+
+    def _strike(self, provider: str, end: Ending) -> None:
+        """Refused for what we are. Too often in a row, and what waits here goes back before it is refused as well (S-15, S-19)."""
+        self.strikes[provider] += 1
+        if end.slows or self.strikes[provider] >= STRIKES:
+            del self.strikes[provider]
+            self.struck = True
+            self.give_back()
 
     def _given_back(self, row: Row) -> Outcome:
         """The message was not sent, for a reason that is not its own: due again, and the attempt does not count."""
@@ -339,6 +436,8 @@ class Couriers:
         if self.unreachable is None or not self.fruitless:
             log.warning("the relay takes nothing: %s", error)
         self.unreachable = error
+        if about_the_setting(error):
+            self.misset = error
         self.fruitless += 1
 
     def _went_on(self) -> None:
@@ -399,6 +498,7 @@ def _signed(letters: Sequence[Prepared], now: datetime) -> list[Prepared | Outco
     return found
 
 
+NO_TURN = Turn(0.0, None)
 # What stands in the place of a claim when none came for long.
 _IDLE = object()
 

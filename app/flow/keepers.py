@@ -29,9 +29,9 @@ log = logging.getLogger("nurture.deliver")
 class Bookkeeper:
     """Writes outcomes in bulk, in the background, as often as they come.
 
-    A database that is away is waited for, and the same outcomes are written again: nothing is sent again for it. `written` is called
-    after each commit. Never loses an outcome, unless the worker is told to stop while the database is away; then `in_dot` stays, which
-    recovery calls unknown.
+    A database that is away is waited for, and the same outcomes are written again: nothing is sent again for it. `note` learns of the
+    outcomes in their transaction; `written` is called after each commit. Never loses an outcome, unless the worker is told to stop while
+    the database is away; then `in_dot` stays, which recovery calls unknown.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class Bookkeeper:
         threads: Executor,
         limits: Limits,
         written: Callable[[], None],
+        note: Callable[[Connection, Sequence[Outcome]], None] = lambda conn, outcomes: None,
     ):
+        self.note = note
         self.engine, self.clock, self.bells, self.partitions = engine, clock, bells, partitions
         self.threads, self.limits, self.written = threads, limits, written
         self.waiting: list[Outcome] = []
@@ -120,6 +122,7 @@ class Bookkeeper:
             # A result that is lost leaves `in_dot`, which is honest; so nobody waits for the disk.
             conn.exec_driver_sql("set local synchronous_commit = off")
             partitions = outcome.settle(conn, batch, self.clock(), self.partitions)
+            self.note(conn, batch)
         self.bells.advance(partitions)
 
 

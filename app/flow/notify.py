@@ -31,8 +31,8 @@ from sqlalchemy import Connection, Engine, Row
 
 from app.config import PRODUCT, VERSION, Settings
 from app.db import insert_rows
-from app.errors import CallError, RenderSkip, SendError
-from app.flow import claims, frozen, mime, publish
+from app.errors import CallError, NotFound, NurtureError, RenderSkip, SendError
+from app.flow import claims, frozen, mime, publish, transports
 from app.flow.channels import Channel, Sealed, disable_channel, find_channels, find_disabled
 from app.flow.claims import Heartbeat
 from app.flow.composing.filters import one_line
@@ -47,6 +47,7 @@ from app.rules.delivery import DONE, Ending, Limits, answered, later, unanswered
 from app.rules.lifecycle import Lifecycle
 
 AT_ONCE = 8
+OPERATORS = "operators"  # the channel that hears of what stops mail
 REPLY_KEPT = 500
 
 log = logging.getLogger("nurture.notify")
@@ -72,6 +73,7 @@ def run(
     """
     limits = limits or Limits()
     caller = caller or Caller(settings.allow_hosts)
+    tell_operators(engine, settings, clock, caller, transport)
     with engine.connect() as conn:
         if not conn.exec_driver_sql(_ANY_DUE, {"now": clock()}).scalar():
             return 0
@@ -102,6 +104,35 @@ def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead
     if due:
         bells.notify()
     return claims.Recovered(due, len(lost))
+
+
+def tell_operators(
+    engine: Engine, settings: Settings, clock: Callable[[], datetime], caller: Caller, transport: Transport | None = None
+) -> int:
+    """Tells the channel `operators` what stopped or slowed mail, each thing once. Returns how many things. What the channel does not take
+    is in the log, and `nurture doctor` shows it anyway. Never raises for what the other side does."""
+    try:
+        with engine.begin() as conn:
+            news = transports.untold(conn)
+            if not news:
+                return 0
+            lifecycle = publish.book(conn).lifecycle
+            channel = find_channels(conn, settings, [OPERATORS]).get(OPERATORS)
+            signers = signers_now(conn, settings)
+    except (Sealed, NotFound) as error:
+        log.error("operators could not be told: %s", error)
+        return 0
+    if channel is None:
+        return len(news)
+    try:
+        words = Words(f"{PRODUCT}: mail is held up", "\n\n".join(news), "", f"{settings.base_url}/console/")
+        now = clock()
+        data = {"type": "operators.alert", "timestamp": now.isoformat(), "data": {"news": news}}
+        mailbox = transport or transport_for(settings, engine, clock, Limits(connections=1))
+        send_now(channel, words, data, uuid4(), lifecycle, signers, mailbox, now, caller)
+    except NurtureError as error:
+        log.error("operators could not be told over %s: %s: %s", channel.shown, error, " ".join(news))
+    return len(news)
 
 
 def send_test(channel: Channel, lifecycle: Lifecycle, signers: Signers, transport: Transport, now: datetime, caller: Caller) -> str:

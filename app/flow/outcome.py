@@ -14,11 +14,13 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Row, select
 
 from app.db import insert_rows
-from app.flow import reservations
+from app.errors import NotFound
+from app.flow import publish, reservations
 from app.flow.closing import Closing, close, give_up
 from app.flow.ingest import Own, raise_own
 from app.models import decision, delivery_event, installation
 from app.rules.delivery import Ending
+from app.rules.lifecycle import DEFAULT, Sending
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class Outcome:
 
     `claimed` is the row that `claims.claim` gave. `ending.event` is None where no attempt was made (a gate said no, the relay was away):
     then it is not counted. `gate` names the gate of the ledger line, `send` if it was none; `evidence` is what it saw; `reply` the
-    relay's words. `filled_by`
-    are the messages whose places it would have needed.
+    relay's words. `filled_by` are the messages whose places it would have needed. `address` is where it went, over `transport`, where an
+    attempt was made.
     """
 
     claimed: Row
@@ -40,6 +42,8 @@ class Outcome:
     reply: str | None = None
     person: str | None = None
     filled_by: Sequence[UUID] = ()
+    transport: str = DEFAULT
+    address: str | None = None
 
 
 # A result counts while the token is the claim's. A message that was declared unknown meanwhile may still learn the truth, but it is
@@ -54,30 +58,41 @@ with done as (
         worker_id = case when r.state = 'due' and m.state <> 'unknown' then null else m.worker_id end,
         attempts = r.attempts,
         reply = coalesce(r.reply, m.reply),
+        tried_at = coalesce(m.tried_at, r.tried_at),
+        unknown_until = coalesce(r.unknown_until, m.unknown_until),
         person = coalesce(r.person, m.person),
         settled_at = case when r.state = 'due' and m.state <> 'unknown' then null else r.at end
     from jsonb_to_recordset(%(rows)s::jsonb)
-        as r(id uuid, claim uuid, state text, reason text, due_at timestamptz, attempts int, reply text, person text, at timestamptz)
+        as r(id uuid, claim uuid, state text, reason text, due_at timestamptz, attempts int, reply text, person text, at timestamptz,
+             tried_at timestamptz, unknown_until timestamptz)
     where m.id = r.id and m.claim = r.claim and (m.state in ('claimed', 'in_dot') or (m.state = 'unknown' and r.state <> 'unknown'))
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence
 )"""
 _UNKNOWN = """
 with done as (
-    update message m set state = 'unknown', reason = 'worker_died', settled_at = %(now)s, attempts = attempts + 1
+    update message m set state = 'unknown', reason = 'worker_died', settled_at = %(now)s, attempts = attempts + 1, unknown_until = %(until)s
     where m.id = any(%(ids)s) and m.state = 'in_dot'
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence, m.attempts, m.version_id
 )"""
-_RESOLVE = """
-with proved as (
-    select m.id, coalesce(
+# What shows that a message arrived: a report of it, or somebody or something that fetched one of its links. Of a message `m`.
+PROOF = """coalesce(
         (select d.kind from delivery_event d
           where d.message_id = m.id and (d.detail ? 'source' or d.kind in ('opened', 'clicked', 'unsubscribed')) order by d.id limit 1),
-        (select h.kind from hit h where h.message_id = m.id order by h.id limit 1)) as proof
-    from message m where m.id = any(%(ids)s) and m.state = 'unknown'
-)
-update message m set state = 'sent', reason = null from proved p
-where m.id = p.id and p.proof is not null and m.state = 'unknown'
-returning m.id, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.version_id, p.proof"""
+        (select h.kind from hit h where h.message_id = m.id order by h.id limit 1))"""
+_PROVED = f"""
+select m.id, {PROOF} as proof from message m where m.id = any(%(ids)s) and m.state = 'unknown' and {PROOF} is not null"""
+# What an unknown message turns out to be. `due` sends it once more, under its Message-ID; whoever held the old token is fenced off.
+_RESOLVE = """
+update message m set state = r.state, reason = r.reason, unknown_until = null,
+    due_at = case when r.state = 'due' then %(now)s else m.due_at end,
+    resends = m.resends + (r.state = 'due')::int,
+    claim = case when r.state = 'due' then null else m.claim end,
+    worker_id = case when r.state = 'due' then null else m.worker_id end,
+    tried_at = case when r.state = 'due' then null else m.tried_at end,
+    settled_at = case when r.state = 'due' then null else m.settled_at end
+from jsonb_to_recordset(%(rows)s::jsonb) as r(id uuid, state text, reason text, evidence jsonb)
+where m.id = r.id and m.state = 'unknown'
+returning m.id, m.state, m.reason, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.version_id, r.evidence"""
 _SKIP = """
 with done as (
     update message m set state = 'skipped', reason = %(reason)s, settled_at = %(now)s, claim = null, worker_id = null
@@ -116,10 +131,11 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
 
 
 def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> set[int]:
-    """Messages whose worker died at the final dot: `unknown` for good, said to their campaigns. Returns the partitions to ring."""
+    """Messages whose worker died at the final dot: `unknown`, said to their campaigns. Returns the partitions to ring."""
     if not message_ids:
         return set()
-    done = conn.exec_driver_sql(_UNKNOWN + _NAMED, {"ids": list(message_ids), "now": now}).all()
+    until = now + _sending(conn).unknown
+    done = conn.exec_driver_sql(_UNKNOWN + _NAMED, {"ids": list(message_ids), "now": now, "until": until}).all()
     insert_rows(
         conn,
         delivery_event,
@@ -137,12 +153,34 @@ def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime)
 
 def resolve(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> int:
     """Of these, the messages whose fate nobody knew and of which something has come back since are `sent` (S-05): a report, an answer, or
-    somebody or something that fetched one of their links. Returns how many. Their campaigns went on when they became unknown."""
+    somebody or something that fetched one of their links. Mail that bounced later was taken by the relay, too. Returns how many. Their
+    campaigns went on when they became unknown."""
     if not message_ids:
         return 0
-    done = conn.exec_driver_sql(_RESOLVE, {"ids": list(message_ids)}).all()
-    insert_rows(conn, decision, [ledger(row, now, "send", "yes", "proved_sent", {"by": row.proof}) for row in done])
-    return len(done)
+    proved = conn.exec_driver_sql(_PROVED, {"ids": list(message_ids)}).all()
+    return len(decide(conn, [Verdict(row.id, "sent", "proved_sent", {"by": row.proof}) for row in proved], now))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of an unknown message: `sent`, or `due`, to be sent once more."""
+
+    message: UUID
+    state: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def decide(conn: Connection, verdicts: Sequence[Verdict], now: datetime) -> list[UUID]:
+    """Of these, the messages that are unknown become what their verdicts say. Returns those. Their campaigns heard of them when they
+    became unknown, and have gone on."""
+    if not verdicts:
+        return []
+    rows = [{"id": one.message, "state": one.state, "reason": one.reason, "evidence": one.evidence} for one in verdicts]
+    done = conn.exec_driver_sql(_RESOLVE, {"rows": to_json(rows).decode(), "now": now}).all()
+    said = {"sent": "yes", "due": "wait"}
+    insert_rows(conn, decision, [ledger(row, now, "send", said[row.state], row.reason, row.evidence) for row in done])
+    return [row.id for row in done]
 
 
 def skip_due(
@@ -158,13 +196,22 @@ def skip_due(
     return len(done), raise_own(conn, [_settled(row, now) for row in done], now, partitions)
 
 
+def _sending(conn: Connection) -> Sending:
+    try:
+        return publish.book(conn).lifecycle.sending
+    except NotFound:
+        return Sending()
+
+
 def _row(one: Outcome) -> dict[str, Any]:
     return {
         "id": one.claimed.id,
         "claim": one.claimed.claim,
         "state": one.ending.state,
         "reason": one.ending.reason,
-        "due_at": one.ending.due_at,
+        "due_at": one.ending.due_at if one.ending.state == "due" else None,
+        "unknown_until": one.ending.due_at if one.ending.state == "unknown" else None,
+        "tried_at": one.at if one.ending.event == "deferred" else None,
         "attempts": _attempt(one),
         "reply": one.reply,
         "person": one.person,

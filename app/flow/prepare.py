@@ -32,7 +32,7 @@ from app.rules import consent, steps, tracking
 from app.rules.book import Book, Node, Version
 from app.rules.capacity import Refusal
 from app.rules.conditions import values
-from app.rules.delivery import Ending, retry_at
+from app.rules.delivery import Ages, Ending, ages_of, retry_at
 from app.rules.facts import Account, Contact, Decision, Enrollment, Scope
 from app.rules.identity import normalise
 from app.rules.lifecycle import TRANSACTIONAL, Sender
@@ -50,6 +50,7 @@ class Prepared:
 
     ready: Ready
     letter: Letter
+    ages: Ages
     signer: Signer | None = None
     unsigned: frozenset[str] = frozenset()
 
@@ -57,15 +58,14 @@ class Prepared:
 class Preparer:
     """Makes letters of claims: `gather` reads what is known of many by a few statements, `make` decides and writes one.
 
-    Keeps compiled templates, opened keys and the number of partitions; `links`, `settings` and `service` (the email service behind the
-    relay) are set by the run that uses it. Each method belongs to one thread at a time.
+    Keeps compiled templates, opened keys and the number of partitions; `links` and `settings` are set by the run
+    that uses it. Each method belongs to one thread at a time.
     """
 
     def __init__(self, partitions: int):
         self.partitions = partitions
         self.links: Links | None = None
         self.settings: Settings | None = None
-        self.service: Relay | None = None
         self.signers = Signers()
         self.composer = Composer()
         self._templates: dict[int, dict[tuple[str, str], Compiled]] = {}
@@ -95,18 +95,20 @@ class Preparer:
                     facts.surveys.setdefault(contact.person, {})[row.id] = now
         facts.places.write(conn)
 
-    def make(self, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
+    def make(self, facts: Facts, row: Row, now: datetime, service: Relay | None = None) -> Prepared | Outcome:
         """The letter, if it may go now by what was known when `facts` were read; else the outcome with its reason. No I/O.
+
+        `service` is the email service behind the relay that carries it, if that is known.
 
         A message that makes the code raise is tried again later like one that the relay deferred (invariant 12).
         """
         try:
-            return self._one(facts.book, facts, row, now)
+            return self._one(facts.book, facts, row, now, service)
         except Exception as error:
             log.exception("message %s could not be prepared", row.id)
             return not_prepared(row, error, now)
 
-    def _one(self, book: Book, facts: Facts, row: Row, now: datetime) -> Prepared | Outcome:
+    def _one(self, book: Book, facts: Facts, row: Row, now: datetime, service: Relay | None) -> Prepared | Outcome:
         version = book.versions[row.version_id]
         # What a pause holds up does not expire: whoever ends the pause says what becomes of it.
         if row.expires_at <= now and not _paused(book, version.key):
@@ -127,7 +129,7 @@ class Preparer:
             # Places were not given, or the gates were shut a moment ago, when they were: the next claim asks for one.
             return _outcome(row, "due", row.reason, now, "send", due_at=now)
         try:
-            made = self._letter(book, facts, row, account, enrollment, version, node, contact, now)
+            made = self._letter(book, facts, row, account, enrollment, version, node, contact, now, service)
         except RenderSkip as skip:
             facts.surveys.get(contact.person, {}).pop(row.id, None)
             return _outcome(row, "skipped", skip.reason, now, "render", skip.evidence)
@@ -150,6 +152,7 @@ class Preparer:
         node: Node,
         contact: Contact,
         now: datetime,
+        service: Relay | None,
     ) -> Prepared | Outcome:
         compiled, key = self._template(row, contact.locale)
         lifecycle, links, message_id = book.lifecycle, self.links, row.id
@@ -203,12 +206,13 @@ class Preparer:
             feedback_id=f"{version.key.replace('/', '.')}:{version.number}:{row.kind}:{domain.replace('.', '-')}",
             token=token,
             transactional=transactional,
-            metadata=self.service and (self.service.header, self.service.value(token)),
+            metadata=service and (service.header, service.value(token)),
         )
         envelope = links.mailbox(message_id, "bounce", inbound) if inbound else address
         letter = Letter(message_id, envelope, mime.address(contact.address, "To"), data, plain=True)
         ready = Ready(row, contact.person, header, mail.subject, kept, mail.links)
-        return Prepared(ready, letter, self.signers.of.get(domain), self.service.unsigned if self.service else frozenset())
+        ages = ages_of(row.topic, lifecycle.sending)
+        return Prepared(ready, letter, ages, self.signers.of.get(domain), service.unsigned if service else frozenset())
 
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
         """The step's template in the contact's language, or in the default one."""
@@ -251,7 +255,9 @@ class Facts:
 
     def __init__(self, conn: Connection, book: Book, claimed: Sequence[Row], metrics: Iterable[str], now: datetime, reserving: bool):
         self.book, self.at = book, time.monotonic()
-        found = states.load(conn, ids={row.account_id for row in claimed}, acting=True, metrics=metrics, now=now)
+        # What is sent again after an unknown outcome goes on behalf of an enrollment that may have come to its end meanwhile.
+        ended = {row.enrollment_id for row in claimed if row.resends}
+        found = states.load(conn, ids={row.account_id for row in claimed}, acting=True, metrics=metrics, now=now, finished=ended)
         self.brand: Mapping[str, str] = book.lifecycle.brand.model_dump()
         self.accounts = {account.id: account for account in found.values()}
         self.enrollments = {one.id: one for account in found.values() for one in account.enrollments}

@@ -78,6 +78,7 @@ def publish_read(conn: Connection, campaigns: Campaigns, now: datetime, root: Pa
     _refuse_holes(conn, campaigns, known, now)
     _publish_lifecycle(conn, campaigns, now)
     done = [_publish_folder(conn, folder, known.get(folder.key), now) for folder in campaigns.folders]
+    _reroute(conn)
     inside = inside_older(conn)
     return [replace(one, inside=tuple(inside.get(one.key, ()))) for one in done]
 
@@ -219,6 +220,26 @@ def _publish_lifecycle(conn: Connection, campaigns: Campaigns, now: datetime) ->
     # The same content may come back: the newest row is the one in force, so it is written again under a new id.
     conn.execute(lifecycle_version.delete().where(lifecycle_version.c.hash == digest))
     conn.execute(lifecycle_version.insert().values(hash=digest, definition=dict(campaigns.raw_lifecycle), published_at=now))
+
+
+def _reroute(conn: Connection) -> None:
+    """Mail that is due and unclaimed goes over the transport that `lifecycle.yaml` says now."""
+    rows = conn.exec_driver_sql(_ROUTES).all()
+    known = including(conn, book(conn), {row.version_id for row in rows}) if rows else None
+    changes = [
+        {"version_id": row.version_id, "topic": row.topic, "transport": row.transport, "wanted": wanted}
+        for row in rows
+        if (wanted := known.transport_of(row.version_id, row.topic)) != row.transport
+    ]
+    if changes:
+        conn.exec_driver_sql(_REROUTE, {"rows": to_json(changes).decode()})
+
+
+_ROUTES = "select distinct version_id, topic, transport from message where state = 'due'"
+_REROUTE = """
+update message m set transport = r.wanted
+from jsonb_to_recordset(%(rows)s::jsonb) as r(version_id bigint, topic text, transport text, wanted text)
+where m.state = 'due' and m.version_id = r.version_id and m.topic = r.topic and m.transport = r.transport"""
 
 
 def _publish_folder(conn: Connection, folder: Folder, known, now: datetime) -> Published:

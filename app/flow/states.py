@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection
 
@@ -22,8 +23,10 @@ def load(
     acting: bool = False,
     metrics: Iterable[str] = (),
     now: datetime | None = None,
+    finished: Iterable[UUID] = (),
 ) -> dict[str, Account]:
-    """The accounts with these external ids, or these row ids, by external id, with milestones and active enrollments.
+    """The accounts with these external ids, or these row ids, by external id, with milestones and active enrollments; those named by
+    `finished` as well, as if they were active, if they went through all steps.
 
     `acting` loads contacts and usage of `metrics` as well (see `complete`). `now` decides which holds still hold; without it none is
     looked for. Unknown accounts are absent.
@@ -32,7 +35,10 @@ def load(
     rows = conn.exec_driver_sql(_ACCOUNTS.format(where=where), {"wanted": wanted, "now": now}).all()
     known = [row[0] for row in rows]
     enrollments: dict[int, list[Enrollment]] = {}
-    for account_id, *values in conn.exec_driver_sql(_ENROLLMENTS, {"ids": known}).all():
+    found = conn.exec_driver_sql(_ENROLLMENTS, {"ids": known}).all()
+    if finished := list(finished):
+        found += conn.exec_driver_sql(_FINISHED, {"finished": finished}).all()
+    for account_id, *values in found:
         enrollments.setdefault(account_id, []).append(Enrollment(*values))
     rest = _rest(conn, known, metrics, now, False) if acting else {}
     return {row[1]: _account(row, enrollments=tuple(enrollments.get(row[0], ())), **rest.get(row[0], {})) for row in rows}
@@ -152,11 +158,14 @@ select id, external_id, name, touch, timezone, owner_name, owner_email, owner_ti
        (select h.reason from hold h
         where h.account_id = account.id and h.released_at is null and (h.until is null or h.until > %(now)s) limit 1)
 from account where {where} = any(%(wanted)s)"""
-_ENROLLMENTS = """
+_ENROLLMENT = """
 select e.account_id, e.id, c.key, e.version_id, p.external_id, e.shadow, e.held_out, e.step_id, e.occurrence, e.position, e.entry,
-       e.entered_at, e.due_at, e.goal_at, e.state, e.ended_at, e.end_reason
-from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id
+       e.entered_at, e.due_at, e.goal_at, {state}, e.ended_at, e.end_reason
+from enrollment e join campaign c on c.id = e.campaign_id left join contact p on p.id = e.contact_id"""
+_ENROLLMENTS = f"""{_ENROLLMENT.format(state="e.state")}
 where e.account_id = any(%(ids)s) and e.state = 'active' order by e.entered_at, e.id"""
+_FINISHED = f"""{_ENROLLMENT.format(state="'active'")}
+where e.id = any(%(finished)s) and e.state = 'finished'"""
 _PERSON = """
        c.id, c.external_id, c.address, c.person, c.first_name, c.last_name, c.timezone, c.locale, c.traits, c.clocks, c.last_seen_at"""
 _CLOSED = """

@@ -34,7 +34,7 @@ from app.rules import capacity, consent, journey
 from app.rules.book import Book, Node, Standing, Version, build_book, compile_version
 from app.rules.capacity import Place, Refusal
 from app.rules.conditions import values
-from app.rules.delivery import ending
+from app.rules.delivery import ages_of, ending
 from app.rules.facts import (
     EMPTY,
     Account,
@@ -111,6 +111,7 @@ class Letter:
     subject: str | None = None
     shadow: bool = False
     attempts: int = 0
+    tried_at: datetime | None = None
     mail: Any = None
 
 
@@ -810,7 +811,9 @@ class World:
             self._settle(letter, "sent", None, now)
         else:
             error = refusal(said)
-            end = ending(error, letter.id, letter.attempts, now, letter.expires_at)
+            ages = ages_of(letter.topic, self.book.lifecycle.sending)
+            end = ending(error, letter.id, letter.attempts, now, letter.expires_at, letter.tried_at, ages)
+            letter.tried_at = letter.tried_at or now
             reply = f"{error.code} {error.text}" if error.code else error.text
             if end.suppress and letter.person:
                 self._suppressed(now, letter.person, "bounced", True)

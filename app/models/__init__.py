@@ -56,6 +56,7 @@ from app.models.messages import (
     wording,
 )
 from app.models.privacy import erasure, retention_run, tombstone
+from app.models.transports import lane, transport
 
 __all__ = [
     "account",
@@ -85,6 +86,7 @@ __all__ = [
     "hook",
     "hook_call",
     "installation",
+    "lane",
     "lifecycle_version",
     "mailbox",
     "membership",
@@ -105,8 +107,9 @@ __all__ = [
     "task",
     "template",
     "token_key",
-    "unassessed",
     "tombstone",
+    "transport",
+    "unassessed",
     "usage_day",
     "usage_person",
     "wording",

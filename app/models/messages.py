@@ -37,7 +37,7 @@ message = Table(
     Column("created_at", Time, nullable=False),
     Column("due_at", Time, nullable=False),
     Column("expires_at", Time, nullable=False),
-    # due → claimed → in_dot → sent | unknown, or due | skipped; ghosted and shadow are settled when made.
+    # due → claimed → in_dot → sent | unknown, or due | skipped; unknown → sent, or due once more; ghosted and shadow are settled when made.
     Column("state", Text, nullable=False),
     Column("reason", Text),  # why it was skipped, or waits
     Column("claim", Uuid),  # the fencing token of the claim
@@ -52,8 +52,12 @@ message = Table(
     Column("values", Json),  # what it was rendered with: only the paths its template reads
     Column("links", Json),  # destinations after rendering, by index
     Column("reply", Text),  # the relay's last reply
+    Column("transport", Text, nullable=False, server_default=text("'default'")),  # what carries it, as lifecycle.yaml said
+    Column("tried_at", Time),  # the first attempt that was put off: how long it is tried counts from here
+    Column("unknown_until", Time),  # evidence of an unknown outcome is waited for until then
+    Column("resends", SmallInteger, nullable=False, server_default=text("0")),  # how often it was sent again after an unknown outcome
     UniqueConstraint("enrollment_id", "step_id", "occurrence", "contact_id"),
-    Index("ix_message_due", text("priority desc"), "due_at", postgresql_where=text("state = 'due'")),
+    Index("ix_message_due", "transport", text("priority desc"), "due_at", postgresql_where=text("state = 'due'")),
     Index("ix_message_due_at", "due_at", postgresql_where=text("state = 'due'")),
     Index("ix_message_unknown", "created_at", postgresql_where=text("state = 'unknown'")),
     Index("ix_message_claimed", "worker_id", postgresql_where=text("state in ('claimed', 'in_dot')")),

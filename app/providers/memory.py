@@ -32,6 +32,11 @@ class MemoryTransport:
     def fail(self, phase: str, outcome: str = "temp", text: str = "4.3.0 later", code: int | None = 451, *, times: int = 1) -> None:
         self._failures.setdefault(phase, deque()).extend(SendError(outcome, phase, text, code) for _ in range(times))
 
+    def refuse_setting(self, text: str, code: int | None = None, *, times: int = 1) -> None:
+        """The next connections fail for a setting that somebody must change."""
+        failures = (SendError("temp", "connect", text, code, setting=True) for _ in range(times))
+        self._failures.setdefault("connect", deque()).extend(failures)
+
     async def open(self) -> MemoryConnection:
         await asyncio.sleep(0)
         self.check(["connect"])

@@ -20,12 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import SplitResult, urlsplit
 
 import idna
 
 from app.errors import CallError, InputError
+from app.providers.addresses import is_public
 from app.providers.smtp import verifying_context
 
 SECONDS = 10.0  # for the whole call, names and TLS included
@@ -34,9 +34,6 @@ SECRET = "whsec_"
 
 _PORTS = {"https": 443, "http": 80}
 _STRANGE = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
-_NAT64 = IPv6Network("64:ff9b::/96")
-_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
-_COMPATIBLE = IPv6Network("::/96")
 
 Place = tuple[str, str, int]  # scheme, host in lower case, port
 Resolver = Callable[[str, int], Iterable[str]]
@@ -173,16 +170,6 @@ class Deadline:
         return left
 
 
-def is_public(address: str) -> bool:
-    """Whether the Internet at large can be reached at `address`: judged by the address that it stands for where it embeds another
-    (X-21)."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return False
-    return all(one.is_global and not one.is_multicast and not _is_local_nat64(one) for one in _meant(found))
-
-
 def addresses_of(host: str, port: int) -> list[str]:
     """What the system's resolver says."""
     return list(dict.fromkeys(found[4][0] for found in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)))
@@ -206,26 +193,6 @@ def signed(keys: Sequence[str], webhook_id: str, timestamp: int, body: bytes) ->
 
 def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(SECRET))
-
-
-def _meant(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
-    """The address itself, or those it embeds."""
-    if isinstance(address, IPv4Address):
-        return [address]
-    if address.ipv4_mapped:
-        return [address.ipv4_mapped]
-    if address.sixtofour:
-        return [address.sixtofour]
-    if address.teredo:
-        return list(address.teredo)
-    if address in _NAT64 or address in _COMPATIBLE:
-        return [IPv4Address(int(address) & 0xFFFFFFFF)]
-    return [address]
-
-
-def _is_local_nat64(address: IPv4Address | IPv6Address) -> bool:
-    # Where such an address leads is a network's own affair, so nothing can be told from it.
-    return isinstance(address, IPv6Address) and address in _LOCAL_NAT64
 
 
 def _host(parts: SplitResult) -> str:

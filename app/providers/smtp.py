@@ -8,15 +8,23 @@ import contextlib
 import re
 import socket
 import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import ip_address
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from app.config import is_loopback
 from app.errors import SendError, SettingError
 from app.providers import Letter
+from app.providers.addresses import is_public
 from app.providers.wire import Lost, Reply, Wire
 from app.rules.relays import relay_of
+
+MAIL_PORTS = (25, 465, 587, 2465, 2525, 2587)  # where relays are offered; elsewhere something else may listen (S-20)
+Place = tuple[str, str, int]  # smtp or smtps, host, port
+Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _ADDRESS = re.compile(r"[\x21-\x3b\x3d\x3f-\x7e]+@[A-Za-z0-9.:\[\]-]+")
@@ -24,12 +32,19 @@ _ADDRESS = re.compile(r"[\x21-\x3b\x3d\x3f-\x7e]+@[A-Za-z0-9.:\[\]-]+")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to wait. The final dot's is long on purpose: a false alarm there would leave mail that nobody knows about (S-02)."""
+    """Seconds to wait, for each command. The final dot's is long on purpose: a false alarm there would leave mail that nobody knows about
+    (S-02). `connect` is for the name, the connection and TLS; `command` for the greeting and whatever has no limit of its own."""
 
     connect: float = 30
     command: float = 60
+    mail: float | None = None
+    rcpt: float | None = None
+    data: float | None = None
     body: float = 180
     dot: float = 600
+
+    def of(self, phase: str) -> float:
+        return getattr(self, phase, None) or self.command
 
 
 class Smtp:
@@ -39,7 +54,10 @@ class Smtp:
     `?tls=starttls`; `?tls=none` speaks plainly anywhere. It never falls back, and never signs in without TLS except to a loopback
     address: SettingError then. `context` replaces the verifying default in tests that have a certificate authority of their own.
     `hello` is the name to introduce ourselves by. `reset` sends RSET between letters (S-14). At most `letters` go over one
-    connection, none larger than `size` octets (M-14).
+    connection, none larger than `size` octets (M-14); a connection that is not used for `idle` seconds is closed.
+
+    `listed` are the places that the operator allows besides public ones and this machine; None allows all, for a relay that the operator
+    names in the environment (S-20). `resolve` gives the addresses of a name.
     """
 
     def __init__(
@@ -53,6 +71,9 @@ class Smtp:
         letters: int = 100,
         size: int = 10_000_000,
         reset: bool = True,
+        idle: float = 60.0,
+        listed: Iterable[Place] | None = None,
+        resolve: Resolver | None = None,
     ):
         parts = urlsplit(url)
         self.connections = connections
@@ -67,6 +88,9 @@ class Smtp:
         self.letters = letters
         self.size = size
         self.reset = reset
+        self.idle = idle
+        self.listed = None if listed is None else frozenset(listed)
+        self.resolve = resolve or _resolve
         self._context = context
         if self.user and self.tls == "none" and not is_loopback(self.host):
             raise SettingError("SMTP_URL", "a user and a password go over TLS only; use smtps:// or ?tls=starttls")
@@ -77,7 +101,8 @@ class Smtp:
             await connection.connect()
         except (Lost, OSError, ssl.SSLError, TimeoutError) as error:
             connection.drop()
-            raise SendError("temp", "connect", f"{self.host}:{self.port}: {_said(error)}") from error
+            untrusted = isinstance(error, ssl.SSLCertVerificationError)
+            raise SendError("temp", "connect", f"{self.host}:{self.port}: {_said(error)}", setting=untrusted) from error
         except BaseException:
             connection.drop()
             raise
@@ -85,6 +110,18 @@ class Smtp:
 
     def context(self) -> ssl.SSLContext:
         return self._context or verifying_context()
+
+    async def addresses(self) -> list[str]:
+        """Where the host is, each of them an address that may be connected to. Raises SendError, OSError."""
+        free = self.listed is None or is_loopback(self.host) or (_SCHEMES[self.tls == "implicit"], self.host, self.port) in self.listed
+        if not free and self.port not in MAIL_PORTS:
+            problem = f"port {self.port} is none of {', '.join(map(str, MAIL_PORTS))}; NURTURE_ALLOW_HOSTS may allow the place"
+            raise SendError("temp", "connect", problem, setting=True)
+        found = [self.host] if _is_address(self.host) else await self.resolve(self.host, self.port)
+        if not free and (bad := [address for address in found if not is_public(address)]):
+            problem = f"{self.host} is at {bad[0]}, which is not a public address; NURTURE_ALLOW_HOSTS may allow it"
+            raise SendError("temp", "connect", problem, setting=True)
+        return found
 
 
 class SmtpConnection:
@@ -109,7 +146,8 @@ class SmtpConnection:
             options = {"ssl": relay.context(), "server_hostname": relay.host, "ssl_handshake_timeout": seconds.connect}
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(seconds.connect):
-            await loop.create_connection(lambda: self.wire, relay.host, relay.port, **options)
+            # The addresses that were checked are the ones connected to: a name may say another thing the next moment.
+            await self._connect(loop, await relay.addresses(), options)
         # Body and dot are two writes: without this each pair waits for the peer's delayed acknowledgement, 44 ms.
         self.wire.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         greeting = await self.wire.reply(seconds.command)
@@ -121,6 +159,18 @@ class SmtpConnection:
             await self._introduce()
         if relay.user:
             await self._sign_in()
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, addresses: Sequence[str], options: Mapping[str, Any]) -> None:
+        for number, address in enumerate(addresses, 1):
+            try:
+                await loop.create_connection(lambda: self.wire, address, self.relay.port, **options)
+                return
+            except ssl.SSLError:
+                raise
+            except OSError:
+                if number == len(addresses):
+                    raise
+                self.wire = Wire()
 
     async def begin(self, letter: Letter) -> None:
         stuffed = self._stuffed(letter)
@@ -191,7 +241,7 @@ class SmtpConnection:
 
     async def _starttls(self, loop: asyncio.AbstractEventLoop) -> None:
         if "STARTTLS" not in self.offers:
-            raise SendError("temp", "connect", "the relay does not offer STARTTLS, and mail is never sent in the clear")
+            raise SendError("temp", "connect", "the relay does not offer STARTTLS, and mail is never sent in the clear", setting=True)
         reply = await self._ask("STARTTLS")
         if reply.code != 220:
             raise SendError("temp", "connect", reply.text, reply.code)
@@ -220,9 +270,11 @@ class SmtpConnection:
                 if reply.code == 334:
                     reply = await self._ask(_base64(secret))
         else:
-            raise SendError("temp", "connect", f"the relay signs in by {' '.join(ways)} only; PLAIN or LOGIN is needed")
+            problem = f"the relay signs in by {' '.join(ways)} only; PLAIN or LOGIN is needed"
+            raise SendError("temp", "connect", problem, setting=True)
         if reply.code != 235:
-            raise SendError("temp", "connect", f"signing in failed: {reply.text}", reply.code)
+            # 4xx is the relay's trouble (454 4.7.0), 5xx is ours.
+            raise SendError("temp", "connect", f"signing in failed: {reply.text}", reply.code, setting=reply.code >= 500)
 
     async def _ask(self, command: str) -> Reply:
         if not self.wire.quiet:
@@ -282,7 +334,7 @@ class SmtpConnection:
 
     async def _answer(self, phase: str, ahead: int = 1) -> Reply:
         try:
-            return await self.wire.reply(self.relay.timeouts.command, ahead)
+            return await self.wire.reply(self.relay.timeouts.of(phase), ahead)
         except Lost as lost:
             raise SendError("temp", _PHASES.get(phase, phase), str(lost)) from lost
 
@@ -303,7 +355,21 @@ class SmtpConnection:
             raise SendError("temp", _PHASES.get(phase, phase), reply.text, reply.code)
 
 
+async def _resolve(host: str, port: int) -> list[str]:
+    """What the system's resolver says."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(one[4][0] for one in found))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host))
+    except ValueError:
+        return False
+
+
 _PHASES = {"rset": "mail"}
+_SCHEMES = ("smtp", "smtps")  # by whether TLS comes first
 
 
 @cache

@@ -168,6 +168,10 @@ class Book:
         value = event.properties.get(ASKED_IN[event.name])
         return by_value.get(value, by_value[None]) if isinstance(value, str) else by_value[None]
 
+    def transport_of(self, version: int, topic: str) -> str:
+        """The name of what carries mail of this version and topic."""
+        return self.lifecycle.transport_of(self.versions[version].campaign.sender, topic)
+
     def caps_for(self, topic: str) -> tuple[Cap, ...]:
         """The caps that a message of `topic` counts under; transactional mail counts under none."""
         if topic == "transactional":

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from app.errors import SendError
 from app.rules.facts import hash_share
+from app.rules.lanes import is_reputation
+from app.rules.lifecycle import TRANSACTIONAL, Sending
 
 # S-10, with jitter of a fifth either way. The last one repeats until the message expires.
 SCHEDULE = tuple(timedelta(minutes=minutes) for minutes in (6, 20, 45, 120, 240, 480))
@@ -56,13 +58,13 @@ _QUOTA = re.compile(r"quota|mailbox (is )?full|over ?limit|insufficient (system 
 class Limits:
     """All limits of sending in one place. Times in seconds."""
 
-    connections: int = 16
+    connections: int | None = None  # of this worker at most, whatever its transport says
     batch: int = 500  # claimed at once, at most
     fresh: float = 0.8  # how old the gates' yes may be at MAIL FROM
     company: float = 0.002  # how long those at their dot wait for others, to be committed together
     gather: float = 0.05  # how long results do
     poll: float = 0.25  # how often to look for new mail while connections still hang in their dots
-    idle: float = 60.0  # an unused connection is closed then (S-14)
+    idle: float = 60.0  # an unused connection is closed then, where its transport says nothing (S-14)
     patience: tuple[float, ...] = (1, 2, 5, 10, 20, 30, 60)  # between attempts to reach a relay that cannot be reached
     back_off: float = 5.0  # how long messages wait that were claimed when the relay or the database went away
     farewell: float = 5.0  # what a worker that is asked to stop grants to connections in their dot
@@ -75,9 +77,10 @@ class Limits:
 class Ending:
     """What becomes of a message after one attempt.
 
-    `state` is the one to store: due (again at `due_at`), sent, unknown or skipped; `event` is the kind of the delivery event, None
-    where the attempt does not count because it never was about this message; `sort` is the class of 3.2; `suppress` says that the
-    address must not be written to again.
+    `state` is the one to store: due (again at `due_at`), sent, unknown (evidence is waited for until `due_at`) or skipped; `event` is the
+    kind of the delivery event, None where the attempt does not count because it never was about this message; `sort` is the class of
+    3.2; `suppress` says that the address must not be written to again. `ours` says that the refusal is about us, `slows` that the
+    provider wants less from us (S-15, S-19).
     """
 
     state: str
@@ -87,28 +90,54 @@ class Ending:
     suppress: bool = False
     sort: str | None = None
     enhanced: str | None = None
+    ours: bool = False
+    slows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """How long a message is tried, and how long evidence of an unknown outcome is waited for."""
+
+    trying: timedelta
+    unknown: timedelta
 
 
 SENT = Ending("sent", None, "sent")
 DONE = Ending("done", "effect_done")
 
 
-def ending(error: SendError, message_id: UUID, attempts: int, now: datetime, expires_at: datetime) -> Ending:
-    """What follows from a failed attempt. `attempts` counts this one.
+def ending(
+    error: SendError, message_id: UUID, attempts: int, now: datetime, expires_at: datetime, tried_at: datetime | None, ages: Ages
+) -> Ending:
+    """What follows from a failed attempt. `attempts` counts this one; `tried_at` is when the first was, None if this is it.
 
-    A refusal for now is tried again until the message expires; a refusal for good ends it, and suppresses the address only where
-    the recipient was refused as not existing; no answer after the final dot is `unknown` and never tried again (table 2.1, S-05).
+    A refusal for now is tried again until the message expires or has been tried for as long as `ages` allows (S-10); a refusal for good
+    ends it, and suppresses the address only where the recipient was refused as not existing; no answer after the final dot is `unknown`
+    (table 2.1, S-05).
     """
     code = enhanced(error.text)
     if error.outcome == "unknown":
-        return Ending("unknown", "no_answer", "unknown", enhanced=code)
+        return Ending("unknown", "no_answer", "unknown", due_at=now + ages.unknown, enhanced=code)
     sort = sort_of(error.phase, error.code, error.text)
     if error.outcome == "perm":
-        return Ending("skipped", "rejected", "rejected", suppress=sort == "hard", sort=sort, enhanced=code)
+        ours = sort in ("block", "configuration") and error.code is not None
+        return Ending("skipped", "rejected", "rejected", suppress=sort == "hard", sort=sort, enhanced=code, ours=ours)
+    about = {"sort": sort, "enhanced": code, "slows": is_reputation(error.outcome, error.text)}
     again = retry_at(message_id, attempts, now, error.text)
-    if again >= expires_at:
-        return Ending("skipped", "expired", "deferred", sort=sort, enhanced=code)
-    return Ending("due", "deferred", "deferred", due_at=again, sort=sort, enhanced=code)
+    if again >= min(expires_at, (tried_at or now) + ages.trying):
+        return Ending("skipped", "expired", "deferred", **about)
+    return Ending("due", "deferred", "deferred", due_at=again, **about)
+
+
+def ages_of(topic: str, sending: Sending) -> Ages:
+    """The ages that count for mail of `topic`."""
+    return Ages(sending.transactional if topic == TRANSACTIONAL else sending.marketing, sending.unknown)
+
+
+def unknown_again(topic: str, resends: int, known_since: bool, now: datetime, expires_at: datetime) -> bool:
+    """Whether a message whose outcome nobody has come to know is sent once more: transactional mail is, once, as long as it has not expired
+    (at least once); everything else counts as sent (at most once, S-05). `known_since` is false for outcomes older than this rule."""
+    return topic == TRANSACTIONAL and resends == 0 and known_since and expires_at > now
 
 
 def answered(status: int, named: timedelta | None, repeats: bool, effect_id: UUID, attempts: int, now: datetime, since: datetime) -> Ending:
@@ -145,7 +174,13 @@ def later(effect_id: UUID, attempts: int, now: datetime, since: datetime, named:
 
 def about_the_relay(error: SendError) -> bool:
     """Whether the failure says nothing of the message: no connection, no TLS, no sign-in. It is then not counted as an attempt."""
-    return error.phase == "connect" or (error.phase == "mail" and error.code in SIGN_IN)
+    return error.phase == "connect" or about_the_setting(error)
+
+
+def about_the_setting(error: SendError) -> bool:
+    """Whether only another setting can help: a certificate that cannot be trusted, a password that is not taken, a way in that is not
+    offered (table 2.1)."""
+    return error.setting or (error.phase == "mail" and error.code in SIGN_IN)
 
 
 def retry_at(message_id: UUID, attempts: int, now: datetime, text: str = "") -> datetime:

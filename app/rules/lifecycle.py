@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,10 @@ from app.rules.timing import duration, zone
 
 TRAIT_TYPES = ("text", "number", "boolean", "date", "list")
 TRANSACTIONAL = "transactional"
+DEFAULT = "default"  # the transport of SMTP_URL
+
+# RFC 5321 4.5.4.1: after four or five days there is nothing left to hope for.
+Trying = Annotated[Positive, Field(le=timedelta(days=5))]
 
 
 class Brand(Strict):
@@ -31,6 +36,7 @@ class Sender(Strict):
     email: Address
     reply_to: Address | None = None
     owner: bool = False
+    transport: Name | None = None  # what carries this sender's mail; wins over the topic's
 
     @property
     def domain(self) -> str:
@@ -41,6 +47,7 @@ class Sender(Strict):
 class Topic(Strict):
     name: Line
     description: str = ""
+    transport: Name | None = None  # what carries mail of this topic
 
 
 class StageSpec(Strict):
@@ -151,6 +158,15 @@ class Retention(Strict):
     inbound: Positive = duration("30d")  # raw mail that came back
 
 
+class Sending(Strict):
+    """How long mail that is put off is tried again, counted from its first attempt, and how long evidence of an unknown outcome is
+    waited for."""
+
+    marketing: Trying = duration("48h")
+    transactional: Trying = duration("4h")
+    unknown: Trying = duration("6h")
+
+
 class Measure(Strict):
     name: Name
     label: str | None = None
@@ -198,6 +214,7 @@ class Lifecycle(Strict):
     brakes: Brakes = Brakes()
     tracking: Tracking = Tracking()
     retention: Retention = Retention()
+    sending: Sending = Sending()
     health: HealthModel | None = None
 
     @field_validator("timezone")
@@ -236,6 +253,18 @@ class Lifecycle(Strict):
     def sender_of(self, name: str) -> Sender:
         """The sender of that name; the default one where it is not declared any more."""
         return self.senders.get(name) or self.senders["default"]
+
+    def transport_of(self, sender: str, topic: str) -> str:
+        """The name of what carries mail of this sender and topic: the sender's word counts before the topic's."""
+        chosen = self.senders.get(sender) or self.senders["default"]
+        about = self.topics.get(topic)
+        return chosen.transport or (about.transport if about else None) or DEFAULT
+
+    @property
+    def transports(self) -> frozenset[str]:
+        """Every transport that is named, and the default one."""
+        named = {one.transport for one in (*self.senders.values(), *self.topics.values()) if one.transport}
+        return frozenset(named | {DEFAULT})
 
     @property
     def schema(self) -> Schema:

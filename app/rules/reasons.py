@@ -166,6 +166,8 @@ SENTENCES: dict[str, str] = {
     "sealed_key": "The domain's DKIM key was sealed under another secret key, so its mail cannot be signed and waits.",
     "braked": "Mail from this domain is paused, as too many people complained about it; an operator releases the brake.",
     "relay_unavailable": "The relay cannot be reached; it is tried again.",
+    "throttled": "As much mail as may is on its way already; this one waits for its turn.",
+    "lane_paused": "The recipient's provider refuses mail from us just now; no mail goes there for a while.",
     "held_out": "The account is in the holdout, which gets nothing so that the effect can be measured.",
     "shadow": "The campaign runs in shadow: the message is kept instead of sent.",
     # Gates that are open, or were not asked
@@ -196,11 +198,14 @@ SENTENCES: dict[str, str] = {
     "not_rebuilt": "What was known in the past could not be rebuilt: an event of the account makes the rules fail.",
     # Sending
     "sent": "The mail was sent.",
-    "no_answer": "The connection broke after the mail was handed over; it may have arrived, so it is not sent again.",
+    "no_answer": "The connection broke after the mail was handed over; it may have arrived, so it is not sent again at once.",
     "rejected": "The relay refused the mail for good.",
     "deferred": "The relay asked to try again later.",
     "expired": "The message could not be sent before it expired.",
-    "worker_died": "The worker died while handing the mail over; it may have arrived, so it is not sent again.",
+    "worker_died": "The worker died while handing the mail over; it may have arrived, so it is not sent again at once.",
+    "assumed_sent": "The outcome never came to be known; it counts as sent and is not sent again.",
+    "sent_again": "The outcome never came to be known; the mail is sent once more, under the same Message-ID.",
+    "said_sent": "The outcome was not known; somebody looked and said that the mail was sent.",
 }
 
 

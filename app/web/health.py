@@ -82,6 +82,7 @@ def _read() -> dict[str, Any]:
             "now": now,
             **overview.trouble(conn),
             **overview.measures(conn),
+            **overview.held_up(conn, now),
             "states": _states(conn),
             "rates": overview.recent_rates(conn, now),
         }
@@ -123,6 +124,8 @@ class _Numbers:
             "open_tasks": ("Tasks that staff have to do", found["open_tasks"]),
             "parked_occurrences": ("Occurrences that wait for a person", found["parked"]),
             "claimed_messages": ("Messages being sent", found["claimed"]),
+            "transports_paused": ("Transports that take no mail", found["transports_paused"]),
+            "lanes_held_up": ("Lanes to providers that are paused or slowed", found["lanes_held_up"]),
             "active_enrollments": ("Enrollments under way", found["active_enrollments"]),
             "accounts": ("Accounts", found["accounts"]),
             "workers": ("Workers whose heart beat within a minute", found["workers"]),

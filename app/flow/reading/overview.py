@@ -89,6 +89,19 @@ def measures(conn: Connection) -> dict[str, Any]:
     return dict(row._mapping)
 
 
+def held_up(conn: Connection, now: datetime) -> dict[str, Any]:
+    """How many transports take no mail, and how many lanes to providers are paused or slowed."""
+    row = conn.execute(
+        text(
+            """select (select count(*) from transport where not enabled or (paused_at is not null and coalesce(paused_until > :now, true)))
+                   as transports_paused,
+                 (select count(*) from lane where slow_until > :now or paused_until > :now) as lanes_held_up"""
+        ),
+        {"now": now},
+    ).one()
+    return dict(row._mapping)
+
+
 def recent_rates(conn: Connection, now: datetime) -> dict[str, Any]:
     """The last five minutes: events received and messages sent per second, and how long sent messages had been due (seconds)."""
     row = conn.execute(
