@@ -430,7 +430,7 @@ def test_three_refusals_of_us_pause_the_providers_lane_and_suppress_nobody(engin
     transport.fail("dot", "perm", "5.7.1 blocked by policy", 554, times=100)
     send(transport, limits=Limits(poll=0.02, gather=0.0, patience=(0.05,), batch=1))
     lane = lane_of(engine, "google")
-    assert (lane.reason, lane.paused_until, lane.untold) == ("refused", NOW + PAUSED_FOR, True)
+    assert (lane.cause, lane.paused_until, lane.untold) == ("refused", NOW + PAUSED_FOR, True)
     with engine.begin() as conn:
         free = more(conn, "zoe")
     good = send(MemoryTransport())
@@ -478,7 +478,7 @@ def test_deferred_for_reputation_slows_the_lane(engine, send, clock, settings):
     transport.fail("rcpt", "temp", "4.7.0 [TSS04] temporarily deferred due to unexpected volume or user complaints", 421)
     send(transport, limits=Limits(poll=0.02, gather=0.0, patience=(0.05,), batch=1))
     lane = lane_of(engine, "yahoo")
-    assert (lane.reason, lane.slow_until, lane.untold) == ("reputation", NOW + SLOW_FOR, True)
+    assert (lane.cause, lane.slow_until, lane.untold) == ("reputation", NOW + SLOW_FOR, True)
     with engine.begin() as conn:
         slow = [more(conn, f"slow-{number}", domain="yahoo.com") for number in range(6)]
         free += [more(conn, f"yan-{number}") for number in range(4)]

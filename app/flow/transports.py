@@ -150,12 +150,12 @@ def _note_lane(conn: Connection, name: str, provider: str, ones: Sequence[Seen],
     count = strikes(held.strikes, [one.ours for one in ones if one.ours or one.taken])
     values: dict[str, Any] = {"strikes": count, "changed_at": now}
     if slow := [one for one in ones if one.slows]:
-        values |= {"slow_until": now + SLOW_FOR, "reason": "reputation", "reply": slow[-1].reply}
+        values |= {"slow_until": now + SLOW_FOR, "cause": "reputation", "reply": slow[-1].reply}
         values["untold"] = held.untold or not (held.slow_until and held.slow_until > now)
         log.warning("%s wants less mail over %s: one a minute for 90 minutes: %s", provider, name, slow[-1].reply)
     if count >= STRIKES and not (held.paused_until and held.paused_until > now):
         said = next(one.reply for one in reversed(ones) if one.ours)
-        values |= {"paused_until": now + PAUSED_FOR, "strikes": AFTER_PAUSE, "reason": "refused", "reply": said, "untold": True}
+        values |= {"paused_until": now + PAUSED_FOR, "strikes": AFTER_PAUSE, "cause": "refused", "reply": said, "untold": True}
         log.error("%s refuses us over %s: no mail to it for an hour: %s", provider, name, said)
     conn.execute(update(lane).where(lane.c.transport == name, lane.c.provider == provider).values(**values))
 
@@ -292,7 +292,7 @@ def listed(conn: Connection, settings: Settings, lifecycle: Lifecycle | None, no
                         "state": "paused" if one.paused(now) else "slow" if one.slow(now) else "open",
                         "until": one.paused_until if one.paused(now) else one.slow_until if one.slow(now) else None,
                         "strikes": one.strikes,
-                        "reason": lane_rows[name, provider].reason,
+                        "cause": lane_rows[name, provider].cause,
                         "reply": lane_rows[name, provider].reply,
                     }
                     for provider, one in sorted(open_lanes[name].items())
@@ -452,7 +452,7 @@ def _about_transport(row: Row) -> str:
 
 
 def _about_lane(row: Row) -> str:
-    if row.reason == "refused":
+    if row.cause == "refused":
         what = f"refused {STRIKES} messages in a row because of us, so no mail goes there until {row.paused_until:%Y-%m-%d %H:%M} UTC"
     else:
         what = f"takes less mail from us for our reputation, so it gets one a minute until {row.slow_until:%Y-%m-%d %H:%M} UTC"

@@ -38,7 +38,7 @@ lane = Table(
     Column("strikes", Integer, nullable=False, server_default=text("0")),  # refusals of us, one after another
     Column("slow_until", Time),
     Column("paused_until", Time),
-    Column("reason", Text),  # reputation | refused
+    Column("cause", Text),  # reputation | refused
     Column("reply", Text),
     Column("untold", Boolean, nullable=False, server_default=text("false")),
     Column("changed_at", Time, nullable=False),

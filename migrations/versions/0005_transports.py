@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("strikes", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("slow_until", TIME),
         sa.Column("paused_until", TIME),
-        sa.Column("reason", sa.Text()),
+        sa.Column("cause", sa.Text()),
         sa.Column("reply", sa.Text()),
         sa.Column("untold", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("changed_at", TIME, nullable=False),
