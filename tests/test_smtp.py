@@ -33,6 +33,8 @@ TABLE = [
     ("accept", ["hang", 1], "temp", "connect"),
     ("ehlo", ["close"], "temp", "connect"),
     ("ehlo", ["reply", "421 4.3.2 busy"], "temp", "connect"),
+    ("ehlo", ["hang", 1], "temp", "connect"),
+    ("ehlo", ["raw", "250-half"], "temp", "connect"),
     ("mail", ["reply", "451 4.3.0 later"], "temp", "mail"),
     ("mail", ["reply", "550 5.7.1 not you"], "perm", "mail"),
     ("mail", ["close"], "temp", "mail"),
@@ -40,16 +42,24 @@ TABLE = [
     ("mail", ["reply+close", "421 4.7.0 enough"], "temp", "mail"),
     ("rcpt", ["reply", "450 4.2.0 later"], "temp", "rcpt"),
     ("rcpt", ["reply", "550 5.1.1 no such user"], "perm", "rcpt"),
+    ("rcpt", ["reply", "452 4.2.2 mailbox full"], "temp", "rcpt"),
+    ("rcpt", ["reply", "553 5.1.3 bad address"], "perm", "rcpt"),
+    ("rcpt", ["reply+close", "421 4.7.0 enough"], "temp", "rcpt"),
+    ("rcpt", ["raw", "354 what\r\n"], "temp", "rcpt"),
     ("rcpt", ["close"], "temp", "rcpt"),
     ("rcpt", ["hang", 1], "temp", "rcpt"),
     ("data", ["reply", "451 4.3.0 later"], "temp", "data"),
     ("data", ["reply", "554 5.6.0 no"], "perm", "data"),
+    ("data", ["reply", "250 2.0.0 already"], "temp", "data"),
+    ("data", ["reply+close", "421 4.3.2 busy"], "temp", "data"),
     ("data", ["close"], "temp", "data"),
     ("data", ["hang", 1], "temp", "data"),
     ("body", ["close"], "temp", "body"),
     ("dot", ["reply", "451 4.3.0 later"], "temp", "dot"),
     ("dot", ["reply", "554 5.7.1 spam"], "perm", "dot"),
     ("dot", ["reply+close", "421 4.3.2 full"], "temp", "dot"),
+    ("dot", ["reply+close", "550 5.7.1 no"], "perm", "dot"),
+    ("dot", ["raw", "250-half a reply\r\n"], "unknown", "dot"),
     ("dot", ["close"], "unknown", "dot"),
     ("dot", ["hang", 1], "unknown", "dot"),
     ("dot", ["raw", "what?\r\n"], "unknown", "dot"),
@@ -67,6 +77,141 @@ def test_table_2_1(phase, fault, outcome, where, way, authority):
         if fault[0].startswith("reply") and fault[1][0] in "45":
             assert str(error.code) == fault[1][:3]
         assert server.dots == (1 if phase == "dot" else 0)
+
+
+# Before the envelope, with the ways in which each can be met: phase, fault, whether only another setting helps.
+SIGN_IN = [
+    ("auth", ["reply", "535 5.7.8 no"], True),
+    ("auth", ["reply", "534 5.7.9 stronger"], True),
+    ("auth", ["reply", "454 4.7.0 temporary"], False),
+    ("auth", ["close"], False),
+    ("auth", ["hang", 1], False),
+    ("starttls", ["reply", "454 4.7.0 not now"], False),
+    ("starttls", ["close"], False),
+    ("starttls", ["hang", 1], False),
+    ("starttls", ["raw", "220 go\r\nnonsense that is no TLS"], False),
+]
+
+
+@pytest.mark.parametrize("way", ["starttls", "implicit tls"])
+@pytest.mark.parametrize(("phase", "fault", "setting"), SIGN_IN)
+def test_table_2_1_before_the_envelope(phase, fault, setting, way, authority):
+    """Connect, TLS and AUTH: always `temp` and about the relay; a refused sign-in is a wrong setting. Nothing of a letter goes out."""
+    if phase == "starttls" and way == "implicit tls":
+        way = "starttls"
+    with FaultySmtp({phase: [fault]}, login=("me", "secret"), **server_tls(way, authority)) as server:
+        scheme, query = ("smtps", "") if way == "implicit tls" else ("smtp", "?tls=starttls")
+        timeouts = Timeouts(connect=0.6, command=0.4, body=0.4, dot=0.4)
+        transport = Smtp(f"{scheme}://me:secret@127.0.0.1:{server.port}{query}", timeouts=timeouts, context=authority.client)
+        error = asyncio.run(failure(transport))
+        assert (error.outcome, error.phase, error.setting) == ("temp", "connect", setting), error
+        assert not [command for command in server.commands if command.startswith(("MAIL", "RCPT", "DATA"))]
+
+
+@pytest.mark.parametrize("way", ["starttls", "implicit tls"])
+@pytest.mark.parametrize("wrong", ["unknown authority", "another name", "too old"])
+def test_a_certificate_or_a_protocol_that_will_not_do_is_a_wrong_setting(wrong, way, authority, tmp_path):
+    """S-17: verified, for this name, by TLS 1.2 at least; nothing is said in the clear instead."""
+    server_side, client = authority.server, authority.client
+    if wrong == "unknown authority":
+        client = ssl.create_default_context()
+    elif wrong == "another name":
+        other = Authority(tmp_path, name="mail.acorn.test")
+        server_side, client = other.server, other.client
+    else:
+        server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server_side.load_cert_chain(authority.folder / "both.pem")
+        with pytest.warns(DeprecationWarning):
+            server_side.minimum_version, server_side.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        server_side.set_ciphers("DEFAULT:@SECLEVEL=0")
+    options = {"tls": server_side, "implicit": way == "implicit tls"}
+    with FaultySmtp(login=("me", "secret"), **options) as server:
+        scheme, query = ("smtps", "") if way == "implicit tls" else ("smtp", "?tls=starttls")
+        error = asyncio.run(failure(Smtp(f"{scheme}://me:secret@127.0.0.1:{server.port}{query}", timeouts=SHORT, context=client)))
+        assert (error.outcome, error.phase, error.setting) == ("temp", "connect", wrong != "too old"), error
+        assert not [command for command in server.commands if command.startswith(("MAIL", "AUTH"))]
+
+
+@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot", "body", "command"])
+def test_each_command_has_a_timeout_of_its_own(phase):
+    """S-02: the one that is short ends the waiting, the others would go on."""
+    patient = {"connect": 20, "command": 20, "body": 20, "dot": 20}
+    timeouts = Timeouts(**{**patient, phase: 0.3})
+    faults = {"body": {"body": [["sink"]]}, "command": {"ehlo": [["hang", 3]]}}.get(phase, {phase: [["hang", 3]]})
+    data = MAIL if phase != "body" else b"Message-ID: <big@acorn.test>\r\n\r\n" + (b"x" * 70 + b"\r\n") * 120_000
+    with FaultySmtp(faults, pipelining=False) as server:
+        began = time.monotonic()
+        error = asyncio.run(failure(Smtp(server.url, timeouts=timeouts), data))
+        assert time.monotonic() - began < 3
+        assert error.outcome == ("unknown" if phase == "dot" else "temp")
+
+
+def test_the_final_dot_is_waited_for_longest():
+    assert Timeouts().dot == 600 and all(Timeouts().of(phase) <= 180 for phase in ("connect", "command", "mail", "rcpt", "data", "body"))
+
+
+def test_421_ends_a_connection_whatever_it_answers():
+    async def story(transport):
+        connection = await transport.open()
+        await connection.begin(letter())
+        with pytest.raises(SendError):
+            await connection.finish()
+        assert not connection.usable
+        await connection.close()
+
+    with FaultySmtp({"dot": [["reply", "421 4.3.2 closing"]]}) as server:
+        asyncio.run(story(Smtp(server.url)))
+
+
+def test_reset_can_be_switched_off():
+    async def story(transport):
+        connection = await transport.open()
+        for _ in range(3):
+            await connection.begin(letter())
+            await connection.finish()
+        await connection.close()
+
+    with FaultySmtp() as server:
+        asyncio.run(story(Smtp(server.url, reset=False)))
+        assert "RSET" not in server.commands
+
+
+async def resolved(host, port):
+    return {"mail.example.com": ["93.184.216.34", "10.0.0.7"], "relay.internal": ["127.0.0.1"]}[host]
+
+
+@pytest.mark.parametrize(
+    ("url", "listed", "problem"),
+    [
+        ("smtp://mail.example.com", (), "10.0.0.7"),  # one of its addresses is not public
+        ("smtp://169.254.169.254:25", (), "169.254.169.254"),
+        ("smtp://[::ffff:10.0.0.1]:25", (), "not a public address"),
+        ("smtp://relay.internal:25", (), "127.0.0.1"),
+        ("smtp://93.184.216.34:6379", (), "port 6379"),
+    ],
+)
+def test_a_transport_goes_to_public_places_only(url, listed, problem):
+    """S-20: as for every call, unless the operator lists the place; it is a wrong setting, and nothing is connected to."""
+    error = asyncio.run(failure(Smtp(url, listed=listed, resolve=resolved, timeouts=SHORT)))
+    assert error.setting and problem in error.text
+
+
+def test_a_place_that_is_listed_or_this_machine_may_be_used():
+    with FaultySmtp() as server:
+        listed = {("smtp", "relay.internal", server.port)}
+        relay = Smtp(f"smtp://relay.internal:{server.port}?tls=none", listed=listed, resolve=resolved)
+        assert asyncio.run(carry(relay, MAIL))
+        assert asyncio.run(carry(Smtp(server.url, listed=()), MAIL))  # loopback
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer():
+    with FaultySmtp() as server:
+
+        async def two(host, port):
+            return ["127.0.0.2", "127.0.0.1"]
+
+        relay = Smtp(f"smtp://relay.internal:{server.port}?tls=none", resolve=two)
+        assert asyncio.run(carry(relay, MAIL))
 
 
 @pytest.mark.parametrize("way", ["pipelined", "one by one", "starttls", "implicit tls"])
@@ -299,21 +444,23 @@ def test_how_the_url_chooses_tls():
 
 
 class Authority:
-    """A certificate for 127.0.0.1 that signs itself, and the two contexts that use it."""
+    """A certificate for 127.0.0.1, or another name, that signs itself, and the two contexts that use it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, name=None):
+        self.folder = folder
+        names = [x509.DNSName(name)] if name else [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nurture test")])
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nurture test")])
         now = datetime.now(UTC)
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
+            .subject_name(subject)
+            .issuer_name(subject)
             .public_key(key.public_key())
             .serial_number(1)
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+            .add_extension(x509.SubjectAlternativeName(names), False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
             .sign(key, hashes.SHA256())
         )

@@ -518,8 +518,9 @@ class _Line:
         off: list[Outcome] = []
         going: list[tuple[Row, str]] = []
         paces: dict[str, Pace] = {}
+        told_apart = bool(found or way.providers.paces)
         for row in rows:
-            _, _, contact = facts.of(row)
+            contact = facts.of(row)[2] if told_apart else None
             provider = way.providers.of(contact.address) if contact is not None and contact.address else ""
             lane = found.get(provider)
             if lane is not None and lane.paused(now):
