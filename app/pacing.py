@@ -106,12 +106,23 @@ class Pacer:
         arguments: list = [self._worker, int(self._lease * 1e6), int(HORIZON * 1e6), int(BURST * 1e6), REMEMBERED, asked.connections]
         for pace in (asked.pace, *asked.lanes.values()):
             arguments += [round(1e6 / pace.rate) if pace.rate else 0, pace.connections or 0]
-        arguments += [index.get(name, 0) for name in asked.letters]
+        arguments += [index.get(name, 0) for name in asked.letters] if names else [len(asked.letters)]
         connections, busy, *numbers = self._script(keys=self._keys(asked.transport, names), args=arguments)
+        if not names:
+            return _even(connections, busy, *numbers, asked)
         lanes, numbers = numbers[: len(names)], numbers[len(names) :]
         slots = [number / 1e6 if number >= 0 else None for number in numbers]
         waits = [0.0 if number >= 0 else -number / 1e6 for number in numbers]
         return Granted(connections, dict(zip(names, lanes, strict=True)), slots, waits, busy / 1e6)
+
+
+def _even(connections: int, busy: int, room: int, first: int, asked: Asked) -> Granted:
+    """Without lanes the slots follow each other at the transport's rate: `room` of them, the first after `first` µs."""
+    count, step = len(asked.letters), 1 / asked.pace.rate if asked.pace.rate else 0.0
+    start = first / 1e6
+    slots: list[float | None] = [max(0.0, start + number * step) for number in range(room)]
+    refused = [max(start + room * step, 0.0) if connections else NO_LEASE] * (count - room)
+    return Granted(connections, {}, slots + [None] * (count - room), [0.0] * room + refused, busy / 1e6)
 
 
 class _Alone:
@@ -159,9 +170,9 @@ def _share(limit: int | None, wanted: int, workers: int) -> int:
 
 # KEYS: for the transport and then for each lane, the meter and the leases. ARGV: the worker, the life of a lease, the horizon, the burst
 # (µs), how long to remember (s), the connections it could use; for the transport and each lane the interval of the rate (µs) and the limit
-# of connections, 0 for none; for each message the number of its lane, 0 for none.
+# of connections, 0 for none; for each message the number of its lane, 0 for none, or without lanes how many messages there are.
 # Gives: the connections granted, the µs for which the transport has no slot, the connections of each lane, and for each message the µs
-# after which it may go, or the negated µs to wait.
+# after which it may go, or the negated µs to wait; without lanes how many may go and the µs after which the first may.
 _ASK = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -203,7 +214,18 @@ end
 
 local answer = {leases[1], 0}
 for p = 2, places do answer[p + 1] = leases[p] end
-for i = 7 + 2 * places, #ARGV do
+if places == 1 then
+  local room, first = tonumber(ARGV[9]), 0
+  if leases[1] == 0 then room = 0 end
+  if intervals[1] > 0 then
+    local from = math.max(ahead[1], now)
+    first = from - burst - now
+    room = math.max(0, math.min(room, math.floor((horizon - first) / intervals[1]) + 1))
+    if room > 0 then ahead[1] = from + room * intervals[1] end
+  end
+  answer[3], answer[4] = room, first
+end
+for i = 7 + 2 * places, places > 1 and #ARGV or 0 do
   local mine = tonumber(ARGV[i]) + 1
   local slot = now
   if intervals[1] > 0 then slot = math.max(slot, ahead[1] - burst) end

@@ -1,9 +1,9 @@
 """Rows E and E2: sending personalised, tracked mail against a bare threaded smtplib loop that sends the same bytes to the same relay; in
 E2 every mail of ours is signed on the way with DKIM (RSA, 2,048 bits), and the loop sends the signed bytes as they are.
 
-Ours: one `flow.deliver.run` over messages that are due in the database: claims, facts, all gates, rendering with tracked links, 32
-connections, `in_dot` before every final dot, results with their delivery events and the events that campaigns wait for. One contact per
-account, one active enrollment each, a shipped campaign's own template.
+Ours: one `flow.deliver.run` over messages that are due in the database: claims, facts, limits shared over Redis, all gates, rendering with
+tracked links, 32 connections, `in_dot` before every final dot, results with their delivery events and the events that campaigns wait for.
+One contact per account, one active enrollment each, a shipped campaign's own template.
 
 Reference: 16 threads with a persistent `smtplib.SMTP` each call `sendmail` with the finished bytes. No database, no rendering, no state.
 
@@ -45,6 +45,7 @@ MESSAGES = 2000  # a round and side
 ROUNDS = 3
 CONNECTIONS = 32
 PARTITIONS = 64
+RATE = 100_000.0  # messages per second: beyond reach, so that limits are asked for and slow nobody
 
 
 def sent(messages: int = MESSAGES, rounds: int = ROUNDS, *, sign: bool = False) -> list[Line]:
@@ -57,7 +58,7 @@ def sent(messages: int = MESSAGES, rounds: int = ROUNDS, *, sign: bool = False) 
         ours, reference, grown = [], [], 0.0
         for number in range(rounds + 1):
             _make_due(engine, people, number)
-            relay = Recording(f"smtp://127.0.0.1:{port}", connections=CONNECTIONS)
+            relay = Recording(f"smtp://127.0.0.1:{port}", connections=CONNECTIONS, rate=RATE)
             before, began = _memory(), perf_counter()
             taken = run(engine, settings, uuid4(), lambda: datetime.now(UTC), Bells(None), transport=relay)
             took = perf_counter() - began

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, text
 
 from app import db
 from app.config import CODE
+from app.flow import transports
 from bench.advance import post, prepare
 from bench.deliver import sink
 from bench.ground import databases, environment
@@ -36,6 +37,8 @@ def memory() -> list[Line]:
     with sink() as port, databases(SMTP_URL=f"smtp://127.0.0.1:{port}") as settings:
         engine = db.connect(settings.database_url)
         starts = prepare(engine, datetime.now(UTC), accounts=ACCOUNTS)
+        with engine.begin() as conn:
+            transports.edit(conn, settings, "default", datetime.now(UTC), rate=10_000.0, connections=16)
         command = [sys.executable, "worker.py"]
         workers = subprocess.Popen(command, cwd=CODE, env=environment(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

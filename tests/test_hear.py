@@ -274,7 +274,7 @@ def test_not_spam_is_a_note(stage):
 def test_s05_whatever_comes_back_proves_that_it_went_out(stage, kind):
     letter = stage.letter(state="unknown", reason="worker_died", dot_at=SENT)
     stage.hear(stage.report(letter, kind))
-    assert stage.rows("select state, reason from message") == [("sent", None)]
+    assert stage.rows("select state, reason from message") == [("sent", "proved_sent")]
     assert ("send", "yes", "proved_sent") in stage.rows("select gate, verdict, reason from decision")
 
 
@@ -302,7 +302,7 @@ def test_s05_a_link_that_was_fetched_proves_it_too_by_whomever(stage, agent):
         record_hit(conn, letter, "open", None, NOW, Request(agent, "en", "navigate", True, None))
     assert stage.rows("select state from message") == [("unknown",)]
     settled(stage)
-    assert stage.rows("select state, reason from message") == [("sent", None)]
+    assert stage.rows("select state, reason from message") == [("sent", "proved_sent")]
 
 
 def test_s05_what_nothing_comes_back_of_stays_unknown(stage):

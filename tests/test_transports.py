@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+import redis
 from sqlalchemy import select, update
 
 from app import models
@@ -545,8 +547,7 @@ def test_a_transport_goes_no_faster_than_its_rate(engine, settings, tmp_path):
     with FaultySmtp() as server:
         began = time.monotonic()
         clock = Clock()
-        relay = Smtp(server.url, connections=8)
-        relay.rate = 25.0
+        relay = Smtp(server.url, connections=8, rate=25.0)
         while sum(server.accepted.values()) < 40:
             run(engine, settings, uuid4(), clock, Bells(None), transport=relay, limits=QUICK)
             clock.now += timedelta(seconds=1)
@@ -556,6 +557,68 @@ def test_a_transport_goes_no_faster_than_its_rate(engine, settings, tmp_path):
     assert {row.state for row in rows(engine)} == {"sent"}
 
 
+def test_an_unused_connection_is_closed_and_leases_go_back(engine, settings, clock, redis_server):
+    """S-14, and what S-15 counts: nothing is held by a worker that has nothing to send."""
+    with engine.begin() as conn:
+        due(conn, 1)
+    rung = threading.Event()
+    with FaultySmtp() as server:
+        relay = Smtp(server.url, connections=2, idle=0.3, rate=50.0)
+        options = {"transport": relay, "limits": replace(QUICK, idle=2.0), "rung": rung}
+        worker = threading.Thread(target=run, args=(engine, settings, uuid4(), clock, Bells(None)), kwargs=options)
+        worker.start()
+        eventually(lambda: sum(server.accepted.values()) == 1)
+        eventually(lambda: "QUIT" in server.commands, 5)
+        assert worker.is_alive()  # it lingers, without a connection
+        worker.join(20)
+        assert not worker.is_alive()
+    with redis.Redis.from_url(redis_server) as client:
+        assert not client.exists("nurture:pace:leases:{default}:")
+
+
+def test_workers_share_the_connections_of_a_relay(engine, settings, clock):
+    """Two workers and ten connections allowed: the relay never sees more."""
+    with engine.begin() as conn:
+        due(conn, 120)
+        transports.edit(conn, settings, "default", NOW, connections=4, rate=5000.0)
+    most, now, lock = [0], [0], threading.Lock()
+
+    class Counted(FaultySmtp):
+        def _serve(self, sock):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            try:
+                super()._serve(sock)
+            finally:
+                with lock:
+                    now[0] -= 1
+
+    with Counted({"data": [["hang", 0.02]] * 120}) as server:
+        told = load(
+            {
+                "NURTURE_HOME": str(settings.home),
+                "DATABASE_URL": settings.database_url,
+                "REDIS_URL": settings.redis_url,
+                "SMTP_URL": server.url,
+            }
+        )
+        threads = [
+            threading.Thread(target=run, args=(engine, told, uuid4(), clock, Bells(None)), kwargs={"limits": QUICK}) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        for _ in range(5):
+            clock.now += timedelta(minutes=1)
+            run(engine, told, uuid4(), clock, Bells(None), limits=QUICK)
+        assert sum(server.accepted.values()) == 120
+    assert {row.state for row in rows(engine)} == {"sent"}
+    assert most[0] <= 4 + 1  # one may be closing while its lease is another's already
+
+
 def test_redis_that_dies_neither_stops_nor_floods(engine, settings):
     with engine.begin() as conn:
         due(conn, 20)
@@ -563,8 +626,7 @@ def test_redis_that_dies_neither_stops_nor_floods(engine, settings):
         {"NURTURE_HOME": str(settings.home), "DATABASE_URL": settings.database_url, "REDIS_URL": "redis://127.0.0.1:1/0"},
     )
     with FaultySmtp() as server:
-        relay, began, clock = Smtp(server.url, connections=4), time.monotonic(), Clock()
-        relay.rate = 20.0
+        relay, began, clock = Smtp(server.url, connections=4, rate=20.0), time.monotonic(), Clock()
         while sum(server.accepted.values()) < 20:
             run(engine, lonely, uuid4(), clock, Bells(None), transport=relay, limits=QUICK)
             clock.now += timedelta(seconds=1)

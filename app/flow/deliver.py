@@ -48,6 +48,7 @@ from app.rules.lifecycle import DEFAULT
 __all__ = ["Limits", "recover", "run", "transport_for"]
 
 LOOK = 1.0  # seconds between two looks at how the transports and their lanes stand
+AT_ONCE = 0.002  # seconds that are not worth a wait
 QUEUED = 4  # letters that may wait here for each connection towards a provider
 
 log = logging.getLogger("nurture.deliver")
@@ -363,7 +364,7 @@ class _Line:
                     if not await self._in_turn(self._any_due) and not await self._linger():
                         return
                     continue
-                if not couriers.allowed and not await self._in_turn(self._lease):
+                if not couriers.allowed and not await self._in_turn(self._lease, self.transport.connections):
                     await run.pause(0.25)
                     continue
                 size = self._size()
@@ -403,7 +404,7 @@ class _Line:
 
     async def _linger(self) -> bool:
         """Nothing is due here. Whether to look again: somebody rang, or other lines still work. False when all have rested for long."""
-        run = self.run
+        run, was_closed = self.run, self.way.closed is not None
         self.resting_since = run.loop.time()
         try:
             while not run.stopping() and run.loop.time() < run.until and not run.changed:
@@ -415,6 +416,11 @@ class _Line:
                     return False
                 if not run.rung and run.loop.time() - self.resting_since >= self.limits.poll:
                     return True
+                if run.loop.time() - self._looked_at >= LOOK:
+                    with contextlib.suppress(*AWAY):
+                        await self._in_turn(self._look)
+                    if self.way.closed is None and self.couriers.misset is None and was_closed:
+                        return True
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.25 if run.rung else self.limits.poll):
                         await self.rang.wait()
@@ -459,8 +465,11 @@ class _Line:
     # In a thread, one at a time:
 
     def _look(self) -> None:
-        self.run.database.do(self.run.look_again)
+        """How everything stands now. The leases go on: for those who have nothing to carry, of the connections that are open."""
         self._looked_at = self.run.loop.time()
+        self.run.database.do(self.run.look_again)
+        if self.way.pace.limits and self.way.closed is None and self.couriers.allowed:
+            self._lease(self.transport.connections if self.couriers.busy else max(1, self.couriers.connected))
 
     def _pause_for_setting(self, said: str) -> None:
         def shut(conn: Connection) -> None:
@@ -469,9 +478,9 @@ class _Line:
 
         self.run.database.do(shut)
 
-    def _lease(self) -> int:
-        """Asks for connections before anything is claimed. Returns how many there are."""
-        granted = self.run.pacer.ask(Asked(self.name, self.way.pace, self.transport.connections))
+    def _lease(self, connections: int) -> int:
+        """Asks for connections. Returns how many there are."""
+        granted = self.run.pacer.ask(Asked(self.name, self.way.pace, connections))
         self.couriers.allowed = granted.connections
         return granted.connections
 
@@ -558,7 +567,8 @@ class _Line:
                 continue
             if limited is not None:
                 room[limited] -= 1
-            turns[row.claim] = Turn(start + slot, limited)
+            if limited is not None or slot > AT_ONCE:
+                turns[row.claim] = Turn(start + slot, limited)
             kept.append(row)
         return kept, turns
 

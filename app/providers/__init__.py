@@ -59,7 +59,8 @@ class Connection(Protocol):
 
 
 class Transport(Protocol):
-    """What carries mail, with its limits: `connections` at once. `service` is the email service behind it, if that is known."""
+    """What carries mail, with its limits: `connections` at once. `service` is the email service behind it, if that is known. One that has a
+    `rate` takes no more messages per second, one that has an `idle` wants connections closed that were not used for so many seconds."""
 
     connections: int
     service: Relay | None

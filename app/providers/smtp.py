@@ -54,7 +54,8 @@ class Smtp:
     `?tls=starttls`; `?tls=none` speaks plainly anywhere. It never falls back, and never signs in without TLS except to a loopback
     address: SettingError then. `context` replaces the verifying default in tests that have a certificate authority of their own.
     `hello` is the name to introduce ourselves by. `reset` sends RSET between letters (S-14). At most `letters` go over one
-    connection, none larger than `size` octets (M-14); a connection that is not used for `idle` seconds is closed.
+    connection, none larger than `size` octets (M-14); a connection that is not used for `idle` seconds is closed. `rate` is how many
+    letters a second whoever sends may hand over; None is no limit.
 
     `listed` are the places that the operator allows besides public ones and this machine; None allows all, for a relay that the operator
     names in the environment (S-20). `resolve` gives the addresses of a name.
@@ -72,6 +73,7 @@ class Smtp:
         size: int = 10_000_000,
         reset: bool = True,
         idle: float = 60.0,
+        rate: float | None = None,
         listed: Iterable[Place] | None = None,
         resolve: Resolver | None = None,
     ):
@@ -89,6 +91,7 @@ class Smtp:
         self.size = size
         self.reset = reset
         self.idle = idle
+        self.rate = rate
         self.listed = None if listed is None else frozenset(listed)
         self.resolve = resolve or _resolve
         self._context = context

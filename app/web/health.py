@@ -84,6 +84,7 @@ def _read() -> dict[str, Any]:
             **overview.measures(conn),
             **overview.held_up(conn, now),
             "states": _states(conn),
+            "unknown_by_campaign": overview.unknown_by_campaign(conn),
             "rates": overview.recent_rates(conn, now),
         }
 
@@ -141,6 +142,10 @@ class _Numbers:
             if rates[name] is not None:
                 latency.add_metric([quantile], rates[name])
         yield latency
+        unknown = GaugeMetricFamily("nurture_campaign_unknown_messages", "Messages whose outcome is unknown", labels=["campaign"])
+        for campaign, count in found["unknown_by_campaign"].items():
+            unknown.add_metric([campaign], count)
+        yield unknown
         states = GaugeMetricFamily("nurture_messages", "Messages by state", labels=["state"])
         for state in overview.STATES:
             states.add_metric([state], found["states"]["messages"].get(state, 0))

@@ -102,6 +102,16 @@ def held_up(conn: Connection, now: datetime) -> dict[str, Any]:
     return dict(row._mapping)
 
 
+def unknown_by_campaign(conn: Connection) -> dict[str, int]:
+    """How many messages of each campaign have an unknown outcome just now."""
+    found = conn.execute(
+        text(
+            "select k.key, count(*) from message m join campaign k on k.id = m.campaign_id where m.state = 'unknown' group by 1 order by 1"
+        )
+    )
+    return dict(map(tuple, found))
+
+
 def recent_rates(conn: Connection, now: datetime) -> dict[str, Any]:
     """The last five minutes: events received and messages sent per second, and how long sent messages had been due (seconds)."""
     row = conn.execute(
