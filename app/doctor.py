@@ -199,7 +199,8 @@ def _transport(settings: Settings, row: Mapping[str, Any], way: Way | None) -> I
         yield Finding(what, True, "no SMTP_URL: mail goes to the outbox")
         return
     try:
-        yield mail_doctor.relay(replace(way, timeouts=PATIENCE).relay(settings, "localhost", 1), what)
+        setting = "SMTP_URL" if way.name == DEFAULT else f"nurture transports edit {way.name}"
+        yield mail_doctor.relay(replace(way, timeouts=PATIENCE).relay(settings, "localhost", 1), what, setting)
     except SettingError as error:
         yield Finding(what, False, f"{error}")
 

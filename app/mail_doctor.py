@@ -29,14 +29,15 @@ def domain(dns: Dns, name: str, keys: Sequence[Mapping[str, Any]] = ()) -> Itera
         yield Finding(f"dns of {name}", False, f"{away}. Nothing is known of its records; is there a way out to port 53?")
 
 
-def relay(transport: Smtp, name: str = "relay") -> Finding:
-    """Opens a connection as sending does: TLS as the setting says, signing in, and what the relay offers. Sends nothing (S-17)."""
+def relay(transport: Smtp, name: str = "relay", setting: str = "SMTP_URL") -> Finding:
+    """Opens a connection as sending does: TLS as the setting says, signing in, and what the relay offers. Sends nothing (S-17).
+    `setting` says where it is named."""
     where = f"{transport.host}:{transport.port}"
     try:
         offers, secure = asyncio.run(_greeted(transport))
     except SendError as error:
         said = error.text.removeprefix(f"{where}: ")
-        return Finding(name, False, f"{where} takes no mail: {f'{error.code} ' if error.code else ''}{said}. Mail waits; see SMTP_URL")
+        return Finding(name, False, f"{where} takes no mail: {f'{error.code} ' if error.code else ''}{said}. Mail waits; see {setting}")
     size = int(offers.get("SIZE") or 0) if (offers.get("SIZE") or "0").isdigit() else 0
     said = [secure or "without TLS", f"signed in as {transport.user}" if transport.user else "no sign-in"]
     said.append(f"up to {size / 1e6:.0f} MB" if size else "no limit of size told")

@@ -100,6 +100,11 @@ def world(engine):
                 )
             )  # fmt: skip
             conn.execute(
+                models.lane.insert().values(
+                    transport="default", provider=f"{sent[key].hex[:8]}.example", reply=f"550 5.7.1 <{address}> refused", changed_at=SENT
+                )
+            )
+            conn.execute(
                 models.task.insert().values(
                     id=uuid4(), account_id=account_id, title=f"Call {address}", note=key, created_at=SENT, state="open"
                 )

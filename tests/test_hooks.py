@@ -925,6 +925,9 @@ def nurture(desk, database, tmp_path, monkeypatch, capsys):
 
 
 def test_the_commands_of_hooks(desk, nurture):
+    code, _, said = nurture("hooks", "add", "postmark", "--transport", "bulk")
+    assert code == 2 and "there is no transport bulk" in said
+    assert nurture("transports", "add", "bulk", "smtp://127.0.0.1:2525")[0] == 0
     code, out, _ = nurture("hooks", "add", "postmark", "--transport", "bulk", "--json")
     made = json.loads(out)
     assert code == 0 and made["address"] == f"http://127.0.0.1:8000/hooks/postmark/{made['id']}" and made["transport"] == "bulk"
@@ -992,7 +995,7 @@ def test_the_pages_show_what_came_and_read_it_again(desk, client):
         return found
 
     assert "Nothing was told yet." in page("/console/hooks").words
-    provider, other = desk.provider("sendgrid", transport="bulk"), desk.provider("ses")
+    provider, other = desk.provider("sendgrid", transport="default"), desk.provider("ses")
     hostile = '"><script>alert(1)</script>'
     desk.post(
         provider, provider.call([provider.bounce(desk.token), provider.bounce("x"), provider.unknown(None), provider.event(hostile, None)])
@@ -1002,7 +1005,7 @@ def test_the_pages_show_what_came_and_read_it_again(desk, client):
     assert "Waiting" in page("/console/hooks?state=waiting").words
     desk.work()
     shown = page("/console/hooks")
-    for words in ("Matched", "Unmatched", "Nothing to hear", "Refused", "transport bulk", TOPIC, "Confirms subscriptions", "1 refused"):
+    for words in ("Matched", "Unmatched", "Nothing to hear", "Refused", "transport default", TOPIC, "Confirms subscriptions", "1 refused"):
         assert words in shown.words, words
     assert not shown.of("script") and hostile in shown.words
     assert "Nothing of the kind." in page("/console/hooks?state=failed").words

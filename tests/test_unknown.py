@@ -14,11 +14,12 @@ from app.cli import main
 from app.errors import InputError
 from app.flow import unknown
 from app.flow.deliver import run
-from app.flow.hear import Report, hear
+from app.flow.hear import hear
 from app.flow.unknown import resolve_due
 from app.providers.memory import MemoryTransport
 from app.providers.smtp import Smtp
 from app.queue import Bells, find_due
+from app.rules.reports import Report
 from tests.cast import Cast
 from tests.conftest import NOW
 from tests.faulty_smtp import FaultySmtp
@@ -66,7 +67,7 @@ def resolve(engine, clock):
 
 def heard(engine, message_id, kind):
     with engine.begin() as conn:
-        hear(conn, [Report(kind=kind, token=str(message_id), at=NOW)], "postmark", NOW)
+        hear(conn, [Report(kind, NOW, "1", token=str(message_id))], "postmark", NOW)
 
 
 def test_it_is_held_for_six_hours_and_marketing_then_counts_as_sent(engine, settings, clock, lost):

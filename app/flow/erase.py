@@ -461,6 +461,7 @@ RULES: tuple[Rule, ...] = (
     Rule("milestone", "deleted with an account", (_delete("milestone", "account_id = any(:accounts)"),)),
     Rule("stage_history", "deleted with an account", (_delete("stage_history", "account_id = any(:accounts)"),)),
     Rule("health_score", "deleted with an account", (_delete("health_score", "account_id = any(:accounts)"),)),
+    Rule("unassessed", "deleted with an account", (_delete("unassessed", "account_id = any(:accounts)"),)),
     Rule("hold", "deleted", (_delete("hold", _THEIRS),)),
     Rule(
         "event_pending",
@@ -484,6 +485,7 @@ RULES: tuple[Rule, ...] = (
         "deleted",
         (_delete("parked", f"contact_key = any(:keys) or account_key = any(:account_keys) or {_TOLD.format('traceback')}"),),
     ),
+    Rule("lane", "what a provider answered deleted", (_update("lane", "reply = null", _TOLD.format("reply")),)),
     Rule("account", "kept as a number under a random name; what the account of an erased contact remembers of them deleted", _candidates),
     Rule("contact", "kept as a number under a random name, at once"),
     Rule("contact_alias", "deleted at once"),

@@ -10,7 +10,6 @@ cannot be believed changes nothing but the list that an operator looks at.
 from __future__ import annotations
 
 import logging
-import re
 import secrets as random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, select, text, up
 from app.config import Settings
 from app.db import insert_rows, update_rows
 from app.errors import CallError, InputError, NotFound, Refused
+from app.flow import transports
 from app.flow.hear import Finding, hear
 from app.flow.keepers import AWAY
 from app.flow.seals import Sealed, seal, unseal
@@ -39,7 +39,6 @@ BATCH_BYTES = 4 * 2**20
 REFUSED_KEPT = 200  # of each hook: who knows an address must not fill the disk by it
 REFUSED_BYTES = 10_000
 
-_TRANSPORT = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _TOPICS = 20
 
 log = logging.getLogger("nurture.hooks")
@@ -101,8 +100,8 @@ def add_hook(
     """
     if provider not in PROVIDERS:
         raise InputError(f"must be one of {', '.join(PROVIDERS)}", "provider")
-    if transport is not None and not _TRANSPORT.fullmatch(transport):
-        raise InputError("must be the name of a transport", "transport")
+    if transport is not None and not transports.exists(conn, transport):
+        raise InputError(f"there is no transport {transport[:60]}: nurture transports list", "transport")
     options: dict[str, Any] = {}
     kept: tuple[Secret, ...] = ()
     if provider == "ses":

@@ -47,7 +47,7 @@ from app.rules.delivery import DONE, Ending, Limits, answered, later, unanswered
 from app.rules.lifecycle import Lifecycle
 
 AT_ONCE = 8
-OPERATORS = "operators"  # the channel that hears of what stops mail
+OPERATORS = "operators"  # the channel that hears of what stops mail, unless lifecycle.yaml names another for brakes
 REPLY_KEPT = 500
 
 log = logging.getLogger("nurture.notify")
@@ -109,15 +109,16 @@ def recover(engine: Engine, clock: Callable[[], datetime], bells: Bells, *, dead
 def tell_operators(
     engine: Engine, settings: Settings, clock: Callable[[], datetime], caller: Caller, transport: Transport | None = None
 ) -> int:
-    """Tells the channel `operators` what stopped or slowed mail, each thing once. Returns how many things. What the channel does not take
-    is in the log, and `nurture doctor` shows it anyway. Never raises for what the other side does."""
+    """Tells the channel that hears of brakes, else `operators`, what stopped or slowed mail, each thing once. Returns how many things. What
+    the channel does not take is in the log, and `nurture doctor` shows it anyway. Never raises for what the other side does."""
     try:
         with engine.begin() as conn:
             news = transports.untold(conn)
             if not news:
                 return 0
             lifecycle = publish.book(conn).lifecycle
-            channel = find_channels(conn, settings, [OPERATORS]).get(OPERATORS)
+            name = lifecycle.brakes.tell or OPERATORS
+            channel = find_channels(conn, settings, [name]).get(name)
             signers = signers_now(conn, settings)
     except (Sealed, NotFound) as error:
         log.error("operators could not be told: %s", error)

@@ -88,6 +88,11 @@ def ways(conn: Connection, settings: Settings, now: datetime) -> dict[str, Way]:
     return found
 
 
+def exists(conn: Connection, name: str) -> bool:
+    """Whether the installation has a transport of that name."""
+    return name == DEFAULT or conn.execute(select(transport.c.name).where(transport.c.name == name.replace("\0", ""))).first() is not None
+
+
 def lanes(conn: Connection, name: str, now: datetime) -> dict[str, Lane]:
     """What is unusual between a transport and its providers, by provider."""
     rows = conn.execute(select(lane).where(lane.c.transport == name))
