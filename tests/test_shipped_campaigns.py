@@ -30,13 +30,13 @@ CAMPAIGNS = CODE / "campaigns"
 class World:
     """An installation with the shipped campaigns and a clock that goes where it is told to."""
 
-    def __init__(self, engine, settings):
+    def __init__(self, engine, settings, now=NOW):
         self.engine = engine
         self.settings = settings
-        self.now = NOW
+        self.now = now
         self.transport = MemoryTransport()
         with engine.begin() as conn:
-            publish(conn, CAMPAIGNS, NOW)
+            publish(conn, CAMPAIGNS, now)
 
     def post(self, *items: dict) -> None:
         self.now += timedelta(seconds=1)  # a time of their own gives the items message ids of their own
