@@ -5,7 +5,7 @@
 PYTHON ?=
 ARGS ?=
 
-.PHONY: run setup test equal lint bench
+.PHONY: run setup test equal scanners lint bench
 
 run: setup
 	@exec .venv/bin/nurture up --sample $(ARGS)
@@ -21,6 +21,10 @@ test: setup
 # The long proof that a simulation equals a live run: an hour or so. The short one is among the tests.
 equal: setup
 	@.venv/bin/python -m tests.twins $(ARGS)
+
+# The long proof that mail scanners change nothing: ten minutes or so. The short one is among the tests.
+scanners: setup
+	@.venv/bin/python -m tests.scanners $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .
