@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +38,8 @@ class Settings:
                     None: mail names no address of ours
     imap_url        a folder that such mail is fetched from: `imaps://user:password@host/folder`, parts percent-encoded; `imap://` speaks
                     plainly, to a loopback address only; `?after=delete` removes what was taken. None: nothing is fetched
+    scanner_networks  a file of networks of mail scanners and data centres, one a line: clicks from there are suspected (4.3)
+    trusted_proxies   addresses and networks of our own reverse proxies, whose X-Forwarded-For is believed
     allow_hosts     places that alerts, webhooks and transports may go to besides public ones (X-22, S-20): (scheme, host, port)
     """
 
@@ -51,6 +53,8 @@ class Settings:
     inbound_domain: str | None = None
     imap_url: str | None = None
     allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
+    scanner_networks: Path | None = None
+    trusted_proxies: str = ""
 
     @property
     def exports(self) -> Path:
@@ -87,6 +91,8 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         inbound_domain=_inbound_domain(overrides.get("inbound_domain") or env.get("NURTURE_INBOUND_DOMAIN")),
         imap_url=_imap_url(overrides.get("imap_url") or env.get("NURTURE_IMAP_URL")),
         allow_hosts=_allow_hosts(overrides.get("allow_hosts") or env.get("NURTURE_ALLOW_HOSTS")),
+        scanner_networks=_scanner_networks(overrides.get("scanner_networks") or env.get("NURTURE_SCANNER_NETWORKS")),
+        trusted_proxies=_trusted_proxies(overrides.get("trusted_proxies") or env.get("NURTURE_TRUSTED_PROXIES")),
     )
 
 
@@ -102,6 +108,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "NURTURE_INBOUND_DOMAIN": settings.inbound_domain,
         "NURTURE_IMAP_URL": settings.imap_url,
         "NURTURE_ALLOW_HOSTS": " ".join(f"{scheme}://{host}:{port}" for scheme, host, port in sorted(settings.allow_hosts)),
+        "NURTURE_SCANNER_NETWORKS": str(settings.scanner_networks or ""),
+        "NURTURE_TRUSTED_PROXIES": settings.trusted_proxies,
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
 
@@ -226,6 +234,26 @@ def _allow_hosts(value: str | None) -> frozenset[tuple[str, str, int]]:
         host = parts.hostname.rstrip(".")
         found.add((parts.scheme, f"[{host}]" if ":" in host else host, port))
     return frozenset(found)
+
+
+def _scanner_networks(value: str | None) -> Path | None:
+    if not value:
+        return None
+    file = Path(value).expanduser().resolve()
+    if not file.is_file():
+        raise SettingError("NURTURE_SCANNER_NETWORKS", f"{file} is not a file")
+    return file
+
+
+def _trusted_proxies(value: str | None) -> str:
+    words = (value or "").replace(",", " ").split()
+    for word in words:
+        try:
+            ip_network(word, strict=False)
+        except ValueError as error:
+            problem = f"{word!r} is neither an address nor a network such as 10.0.0.0/8"
+            raise SettingError("NURTURE_TRUSTED_PROXIES", problem) from error
+    return " ".join(words)
 
 
 def _secret_key(home: Path, value: str | None) -> str:

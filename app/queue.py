@@ -255,7 +255,8 @@ _REST = text("""
     select
         exists (select from message where state = 'due' and due_at <= :now) as messages,
         exists (select from account where assess_at <= :now) or exists (select from unassessed where assess_at <= :now) as assessments,
-        exists (select from hit where settled_at is null and settle_at <= :now) or exists (
+        exists (select from hit where settled_at is null and settle_at <= :now)
+        or exists (select from hit where review_at <= :now) or exists (
             select from message m
             where m.state = 'unknown' and (m.unknown_until is null or m.unknown_until <= :now)
         ) as hits,

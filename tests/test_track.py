@@ -1,19 +1,27 @@
 """Clicks, opens and views: T-01 to T-13, the scanner signals of 4.3, and that fetching decides nothing."""
 
+import dataclasses
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cast_listening import BROWSER, URLS, add_account, add_contact, add_letter, add_message, path, publish
+from cast_listening import BROWSER, LIFECYCLE, URLS, add_account, add_contact, add_letter, add_message, path, publish
 from conftest import NOW
 from sqlalchemy import text
 
+from app import create_app
+from app.config import load
+from app.errors import SettingError
 from app.flow import track
 from app.flow.links import Links, load_keyring
 from app.flow.track import being_judged, record_hit, settle_due, truncated
-from app.models import consent, message
+from app.models import consent, delivery_event, message
 from app.queue import Bells
-from app.rules.signals import Hit, Request, bursts, signals, sweeps, verdict
+from app.rules.facts import partition_of
+from app.rules.networks import read_networks
+from app.rules.signals import SENTENCES, WEIGHTS, Hit, Request, bursts, signals, sweeps, verdict
+from tests import stories
 
 SENT = NOW - timedelta(hours=1)
 CHROME = BROWSER["User-Agent"]
@@ -289,7 +297,7 @@ def test_a_click_that_comes_to_light_as_part_of_a_burst_is_reclassified_and_undo
     hit(engine, letter, 2, NOW + timedelta(seconds=2))
     settle_due(engine, later(70), bells)
     assert {one["verdict"] for one in hits(engine) if one["kind"] == "click"} == {"scanner"}
-    assert len(raised(engine)) == 1
+    assert [one["name"] for one in raised(engine)] == ["nurture.email_clicked", "nurture.email_click_withdrawn"]
 
 
 def test_a_person_may_follow_two_links_and_come_back(engine, bells, letter):
@@ -404,6 +412,153 @@ def test_a_sweep_needs_two_whole_mails_of_one_domain():
     assert sweeps(clicks("a", "x") + clicks("b", "x", "other"), of) == set()
     assert sweeps(clicks("a", "x") + clicks("b", "x", links=1), of) == set()
     assert sweeps(clicks("c", "x", links=1) + clicks("d", "x", links=1), of) == set()
+
+
+def test_a_delivery_that_is_reported_late_is_seen_within_ten_minutes_and_undoes_nothing(engine, bells, letter):
+    """The relay kept the mail for an hour; its scanner came a second after it had let it go, and the report came minutes later."""
+    look(engine, letter)
+    assert hit(engine, letter, 1, NOW) == "human"
+    settle_due(engine, later(60), bells)
+    assert [one["name"] for one in raised(engine)] == ["nurture.email_clicked"]
+    with engine.begin() as conn:
+        at = NOW - timedelta(seconds=1)
+        conn.execute(delivery_event.insert().values(message_id=letter, kind="delivered", at=at, detail={}, key="report:1"))
+    assert settle_due(engine, later(300), bells) == 1  # the image, which came five minutes earlier
+    assert settle_due(engine, later(599), bells) == 0
+    assert settle_due(engine, later(600), bells) == 1
+    click = hits(engine)[-1]
+    assert (click["verdict"], click["signals"], click["score"]) == ("suspected", {"at_once": 50}, 50)
+    assert [(one["name"], one["message_id"]) for one in raised(engine)] == [
+        ("nurture.email_clicked", f"click:{letter}:1"),
+        ("nurture.email_click_withdrawn", f"withdrawn:{letter}:1"),
+    ]
+    told = rows(engine, "select detail from delivery_event where kind = 'clicked'")
+    assert [(one["detail"]["link"], one["detail"]["verdict"], one["detail"]["withdrawn"]) for one in told] == [(1, "suspected", True)]
+    assert settle_due(engine, later(6000), bells) == 0
+
+
+def test_a_withdrawn_click_leaves_the_usage_that_it_was_counted_in(engine, bells):
+    lifecycle = {
+        **LIFECYCLE,
+        "usage": {**LIFECYCLE["usage"], "clicks": {"event": "nurture.email_clicked", "where": "event.properties.link < 9"}},
+    }
+    with engine.begin() as conn:
+        cast = publish(conn, lifecycle)
+        account_id = add_account(conn, partition=partition_of("acme", 64))
+        letter = add_message(conn, cast, account_id, add_contact(conn, account_id), sent_at=SENT)
+    look(engine, letter)
+    hit(engine, letter, 0)
+    hit(engine, letter, 1, NOW + timedelta(seconds=50))
+    settle_due(engine, later(110), bells)
+    stories.run(engine, later(110)())
+    assert [one["count"] for one in rows(engine, "select * from usage_day where metric = 'clicks'")] == [2]
+    for link in (2, 3):  # written down late
+        hit(engine, letter, link, NOW + timedelta(seconds=link))
+    settle_due(engine, later(120), bells)
+    stories.run(engine, later(120)())
+    assert [one["count"] for one in rows(engine, "select * from usage_day where metric = 'clicks'")] == [1]
+    assert rows(engine, "select * from parked") == []
+    assert rows(engine, "select assess_at from unassessed") != [], "the score follows"
+
+
+def test_a_click_is_withdrawn_only_when_no_person_made_it_too(engine, bells, letter):
+    look(engine, letter)
+    hit(engine, letter, 0)
+    hit(engine, letter, 0, NOW + timedelta(minutes=3))
+    settle_due(engine, later(300), bells)
+    hit(engine, letter, 1, NOW + timedelta(seconds=1))
+    hit(engine, letter, 2, NOW + timedelta(seconds=2))
+    settle_due(engine, later(400), bells)
+    assert [one["verdict"] for one in hits(engine) if one["kind"] == "click"] == ["scanner", "human", "scanner", "scanner"]
+    assert [one["name"] for one in raised(engine)] == ["nurture.email_clicked"]
+
+
+def test_the_images_that_a_burst_loads_are_the_scanners_too(engine, bells, letter):
+    hit(engine, letter, None, kind="open")
+    for link in range(3):
+        hit(engine, letter, link, NOW + timedelta(seconds=link))
+    other = Request(CHROME, "en", "navigate", True, "198.51.100.0/24")
+    hit(engine, letter, None, NOW + timedelta(seconds=2), kind="open", request=other)
+    settle_due(engine, later(100), bells)
+    assert [one["verdict"] for one in hits(engine) if one["kind"] == "open"] == ["scanner", "human"]
+
+
+def test_the_honeypot_gives_away_everything_that_its_network_fetches(client, engine, bells, fresh):
+    links, letter = fresh
+    here, there = ({"REMOTE_ADDR": address} for address in ("203.0.113.77", "198.51.100.1"))
+    for url, sender in ((links.open(letter), here), (links.click(letter, 0), here), (links.click(letter, 0), there)):
+        client.get(path(url), headers=BROWSER, environ_base=sender)
+    answer = client.get(path(links.honeypot(letter)), headers=BROWSER, environ_base=here)
+    assert answer.status_code == 404 and "Location" not in answer.headers
+    assert client.head(path(links.honeypot(letter))).status_code == 404
+    settle_due(engine, lambda: datetime.now(UTC) + timedelta(seconds=61), bells)
+    assert [(one["kind"], one["verdict"], one["signals"].get("honeypot")) for one in hits(engine)] == [
+        ("open", "scanner", 100),
+        ("click", "scanner", 100),
+        ("click", "human", None),
+        ("honeypot", "scanner", 100),
+    ]
+    assert [one["properties"]["link"] for one in raised(engine)] == [0]
+
+
+def test_a_network_of_the_operators_list_is_suspected(settings, engine, fresh, tmp_path):
+    links, letter = fresh
+    file = tmp_path / "networks.txt"
+    file.write_text("# scanners of data centres\n203.0.113.64/26, 2001:db8::/32\n")
+    app = create_app(dataclasses.replace(settings, scanner_networks=file))
+    for address in ("203.0.113.77", "203.0.113.7", "2001:db8::9"):
+        app.test_client().get(path(links.click(letter, 0)), headers=BROWSER, environ_base={"REMOTE_ADDR": address})
+    app.extensions["nurture"].engine.dispose()
+    assert [(one["signals"].get("listed"), one["verdict"]) for one in hits(engine)] == [
+        (40, "suspected"),
+        (None, "human"),
+        (40, "suspected"),
+    ]
+
+
+def test_a_wrong_line_of_the_list_stops_the_start_and_is_named(settings, tmp_path):
+    file = tmp_path / "networks.txt"
+    file.write_text("192.0.2.0/24\n\n10.0.0.0/40\n")
+    with pytest.raises(SettingError, match="NURTURE_SCANNER_NETWORKS.*line 3: '10.0.0.0/40'"):
+        create_app(dataclasses.replace(settings, scanner_networks=file))
+    told = {"NURTURE_HOME": str(tmp_path), "NURTURE_SCANNER_NETWORKS": str(tmp_path / "none.txt")}
+    with pytest.raises(SettingError, match="NURTURE_SCANNER_NETWORKS"):
+        load(told)
+    with pytest.raises(SettingError, match="NURTURE_TRUSTED_PROXIES.*'everybody'"):
+        load({"NURTURE_HOME": str(tmp_path), "NURTURE_TRUSTED_PROXIES": "10.0.0.1, everybody"})
+
+
+@pytest.mark.parametrize(
+    ("trusted", "remote", "told", "network"),
+    [
+        ("", "10.0.0.1", "203.0.113.9", "10.0.0.0/24"),
+        ("10.0.0.0/8", "10.0.0.1", "203.0.113.9", "203.0.113.0/24"),
+        ("10.0.0.0/8", "10.0.0.1", "192.0.2.66, 203.0.113.9, 10.0.0.2", "203.0.113.0/24"),
+        ("10.0.0.0/8", "198.51.100.1", "203.0.113.9", "198.51.100.0/24"),
+        ("10.0.0.0/8", "", "2001:db8:1:2::9", "2001:db8:1::/48"),
+        ("10.0.0.0/8", "10.0.0.1", "", "10.0.0.0/24"),
+        ("10.0.0.0/8", "10.0.0.1", "nonsense", None),
+    ],
+)
+def test_only_our_own_proxies_say_who_they_speak_for(settings, engine, fresh, trusted, remote, told, network):
+    links, letter = fresh
+    app = create_app(dataclasses.replace(settings, trusted_proxies=trusted))
+    headers = {**BROWSER, "X-Forwarded-For": told} if told else BROWSER
+    app.test_client().get(path(links.click(letter, 0)), headers=headers, environ_base={"REMOTE_ADDR": remote})
+    app.extensions["nurture"].engine.dispose()
+    assert hits(engine)[0]["network"] == network
+
+
+def test_a_long_list_is_asked_in_microseconds():
+    networks = read_networks("\n".join(f"{high}.{low}.0.0/17" for high in range(1, 200) for low in range(0, 256, 2)))
+    start = time.perf_counter()
+    assert sum(f"77.{low}.5.5" in networks for low in range(256)) == 128
+    assert time.perf_counter() - start < 0.1
+    assert not read_networks("# nothing") and None not in networks and "x" not in networks
+
+
+def test_every_signal_has_a_weight_and_is_explained():
+    assert WEIGHTS.keys() == SENTENCES.keys()
 
 
 def test_a_click_being_judged_is_found(engine, bells, cast, letter):

@@ -66,8 +66,8 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the links of one message lead. `pixel` is None where opens must not be tracked, `clicks` where clicks must not; `privacy` is
-    where tracking is refused, None where there is none (P-08)."""
+    """Where the links of one message lead. `pixel` is None where opens must not be tracked, `clicks` and `honeypot` where clicks must
+    not; `privacy` is where tracking is refused, None where there is none (P-08)."""
 
     unsubscribe: str | None
     preferences: str
@@ -76,6 +76,7 @@ class Addresses:
     clicks: Callable[[int], str] | None
     score: Callable[[int], str] | None = None
     privacy: str | None = None
+    honeypot: str | None = None
 
 
 def locales(locale: str | None) -> Iterator[str]:
@@ -261,6 +262,7 @@ class _Programs:
             "view_url": addresses.view,
             "pixel_url": addresses.pixel,
             "privacy_url": addresses.privacy,
+            "honeypot_url": addresses.honeypot,
             "why": why,
         }
         if self.scale:

@@ -18,7 +18,7 @@ from app.models import account as account_table
 from app.models import contact as contact_table
 from app.models import decision, effect, enrollment, membership, message, milestone, stage_history, task, usage_day, usage_person
 from app.rules.book import Book
-from app.rules.facts import Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Occurrence, Reaction
+from app.rules.facts import CLICK_WITHDRAWN, Account, Contact, Decision, Enrollment, Event, NewEffect, NewMessage, Occurrence, Reaction
 
 ASSESS_SOON = timedelta(seconds=5)  # after a milestone, a stage, new traits
 ASSESS_LATER = timedelta(minutes=10)  # after mere usage
@@ -77,11 +77,12 @@ class Batch:
                 place = (key, metric, day)
                 if occurrence.contact and self.book.lifecycle.usage[metric].contacts:
                     self.people.add((*place, occurrence.contact))
+                by = -1 if occurrence.own and occurrence.name == CLICK_WITHDRAWN else 1
                 if known := self.usage.get(place):
-                    known[0] += 1
+                    known[0] += by
                     known[1] = max(known[1], occurrence.occurred_at)
                 else:
-                    self.usage[place] = [1, occurrence.occurred_at]
+                    self.usage[place] = [by, occurrence.occurred_at]
         for one in reaction.enrollments:
             self.enrollments[one.id] = (key, one)
         self.messages += [(key, one) for one in reaction.messages]

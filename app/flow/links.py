@@ -28,6 +28,7 @@ KINDS: Mapping[str, int] = {"click": 1, "open": 2, "unsubscribe": 3, "preference
 MAX_INDEX = 0x0FFF
 # What stands before the plus sign of an address, by what the address is for. In mails that people keep for years, too.
 MAILBOXES: Mapping[str, str] = {"bounce": "b", "unsubscribe": "u", "reply": "r"}
+HONEYPOT = MAX_INDEX  # the link that nobody sees; no mail that may be sent is large enough for 4096 others
 
 _BODY = Struct(">BB16sH")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{48}")
@@ -67,6 +68,10 @@ class Links:
     def click(self, message_id: UUID, index: int) -> str:
         """The tracked link number `index` (0 to 4095) of a message."""
         return f"{self.base_url}/c/{self._token(1, message_id, index)}"
+
+    def honeypot(self, message_id: UUID) -> str:
+        """The link that nobody sees: looks like any other, leads nowhere."""
+        return self.click(message_id, HONEYPOT)
 
     def open(self, message_id: UUID) -> str:
         """The pixel."""

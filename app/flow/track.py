@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, text
 
 from app.db import insert_rows, update_rows
@@ -24,13 +25,16 @@ from app.flow.respond import lifecycle_in_force
 from app.models import delivery_event, hit
 from app.queue import Bells
 from app.rules import signals, tracking
+from app.rules.facts import CLICK_WITHDRAWN, CLICKED
 from app.rules.lifecycle import Tracking
 from app.rules.signals import Request
 
 SETTLES_AFTER = timedelta(seconds=60)
+REVIEWED_AFTER = timedelta(minutes=10)  # the verdict may change until then, as others report late
 HITS_PER_MESSAGE = 300  # more tells nothing new, and a link that is fetched without end must not fill the disk
 BATCH = 500
 _AROUND = max(signals.SLOW_BURST_WITHIN, signals.SWEEP_WITHIN)
+_AROUND_MESSAGE = max(_AROUND, signals.TRAPPED_WITHIN)
 _COMPANIONS = 2000
 
 
@@ -114,11 +118,13 @@ def being_judged(conn: Connection, enrollments: Sequence[UUID]) -> dict[UUID, da
 
 
 def settle_due(engine: Engine, clock: Callable[[], datetime], bells: Bells) -> int:
-    """Judges the hits whose minute is over, in batches with a transaction each, until none is left. Returns how many.
+    """Judges the hits whose minute is over, and once more those whose ten minutes are, in batches with a transaction each, until none is
+    left. Returns how many.
 
-    Bursts and sweeps count for all hits that are part of them, those judged earlier too; what a click has set off is never undone.
-    Human clicks become a delivery event and `nurture.email_clicked`, once per message and link; human and proxy opens become a
-    delivery event, once per message. Safe to run anywhere at the same time: a batch holds its messages by row locks.
+    Bursts, sweeps and the like count for all hits that are part of them, those judged earlier too. A click that comes to light as a
+    scanner's is withdrawn: from reports, which read the verdict, and from usage, by `nurture.email_click_withdrawn`; what it has set off
+    is never undone. Human clicks become a delivery event and `nurture.email_clicked`, once per message and link; human and proxy opens
+    become a delivery event, once per message. Safe to run anywhere at the same time: a batch holds its messages by row locks.
     """
     settled = 0
     while True:
@@ -136,29 +142,36 @@ def _settle_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     if not messages:
         return 0, set()
     due = [row.id for row in conn.execute(_DUE, {"messages": messages, "now": now})]
-    hits = [dict(row) for row in conn.execute(_HITS, {"due": due, "around": _AROUND, "limit": _COMPANIONS}).mappings()]
-    _judge(conn, hits, {one["message_id"]: one["tracked"] for one in hits})
-    conn.execute(_SETTLED, {"due": due, "now": now})
+    spans = {"around": _AROUND, "around_message": _AROUND_MESSAGE, "limit": _COMPANIONS}
+    hits = [dict(row) for row in conn.execute(_HITS, {"due": due, **spans}).mappings()]
+    revised = _judge(conn, hits, {one["message_id"]: one["tracked"] for one in hits})
+    conn.execute(_SETTLED, {"due": due, "now": now, "reviewed": REVIEWED_AFTER})
     outcome.resolve(conn, messages, now)
     mine = set(due)
     judged = sorted((one for one in hits if one["id"] in mine), key=lambda one: (one["at"], one["id"]))
     _note_opens(conn, judged)
-    return len(due), _note_clicks(conn, judged, now)
+    return len(due), _note_clicks(conn, judged, now) | _withdraw(conn, revised, now)
 
 
-def _judge(conn: Connection, hits: list[dict], links_of: Mapping[UUID, int]) -> None:
-    """Adds what shows only across hits to their signals, and writes those that change. A signal once found is kept."""
+def _judge(conn: Connection, hits: list[dict], links_of: Mapping[UUID, int]) -> list[dict]:
+    """Adds what shows only across hits or afterwards to their signals, and writes those that change. A signal once found is kept.
+    Returns the settled ones that were human's until now."""
     plain = [signals.Hit(one["id"], one["message_id"], one["kind"], one["link"], one["at"], one["network"], one["domain"]) for one in hits]
-    burst, sweep = signals.bursts(plain, links_of), signals.sweeps(plain, links_of)
-    changed = []
+    across = {signals.BURST: signals.bursts(plain, links_of), signals.SWEEP: signals.sweeps(plain, links_of)}
+    across[signals.HONEYPOT] = signals.trapped(plain)
+    changed, revised = [], []
     for one in hits:
-        more = {name: signals.WEIGHTS[name] for name, ids in ((signals.BURST, burst), (signals.SWEEP, sweep)) if one["id"] in ids}
-        found = {**one["signals"], **more}
+        found = {**one["signals"], **{name: signals.WEIGHTS[name] for name, ids in across.items() if one["id"] in ids}}
+        if one["delivered_at"] is not None and one["at"] >= one["delivered_at"]:
+            found = dict(signals.with_arrival(found, one["at"] - one["delivered_at"]))
         if found != one["signals"]:
             verdict = signals.verdict(one["kind"], found, one["user_agent"] or "")
+            if one["settled_at"] is not None and one["verdict"] == "human" != verdict:
+                revised.append(one)
             one.update(signals=found, score=signals.score(found), verdict=verdict)
             changed.append({name: one[name] for name in ("id", "signals", "score", "verdict")})
     update_rows(conn, hit, sorted(changed, key=lambda row: row["id"]))
+    return revised
 
 
 def _note_opens(conn: Connection, judged: list[dict]) -> None:
@@ -186,7 +199,26 @@ def _note_clicks(conn: Connection, judged: list[dict], now: datetime) -> set[int
     return raise_own(conn, events, now, conn.execute(text("select partitions from installation")).scalar_one())
 
 
-def _clicked(facts: Mapping[str, Any], link: int, at: datetime) -> Own:
+def _withdraw(conn: Connection, revised: list[dict], now: datetime) -> set[int]:
+    """Takes back what was told of hits that turned out not to be a person's, where no other hit says the same: the delivery event keeps
+    its place and says so, and a click leaves the usage that it was counted in. Returns the partitions with news."""
+    told = {(one["message_id"], one["link"]): one for one in revised if one["kind"] in ("click", "open")}
+    rows = [
+        {"message": message, "kind": one["kind"], "link": link, "verdict": one["verdict"]}
+        for (message, link), one in sorted(told.items(), key=str)
+    ]
+    if not rows:
+        return set()
+    gone = conn.execute(_WITHDRAW, {"rows": to_json(rows).decode()}).all()
+    clicks = [row for row in gone if row.kind == "clicked"]
+    if not clicks:
+        return set()
+    facts = {row["message_id"]: row for row in conn.execute(_FACTS, {"messages": [row.message_id for row in clicks]}).mappings()}
+    events = [_clicked(facts[row.message_id], int(row.key.removeprefix("link:")), row.at, CLICK_WITHDRAWN) for row in clicks]
+    return raise_own(conn, events, now, conn.execute(text("select partitions from installation")).scalar_one())
+
+
+def _clicked(facts: Mapping[str, Any], link: int, at: datetime, name: str = CLICKED) -> Own:
     properties = {
         "campaign": facts["campaign"],
         "step": facts["step_id"],
@@ -194,7 +226,8 @@ def _clicked(facts: Mapping[str, Any], link: int, at: datetime) -> Own:
         "enrollment": str(facts["enrollment_id"]),
         **_link(facts, link),
     }
-    return Own("nurture.email_clicked", f"click:{facts['message_id']}:{link}", properties, facts["account_key"], facts["contact_key"], at)
+    ident = f"{'click' if name == CLICKED else 'withdrawn'}:{facts['message_id']}:{link}"
+    return Own(name, ident, properties, facts["account_key"], facts["contact_key"], at)
 
 
 def _link(facts: Mapping[str, Any], link: int) -> dict[str, Any]:
@@ -248,26 +281,32 @@ _JUDGED = text("""
 # The row lock is the claim. It lets others insert rows that refer to the message.
 _CLAIM = text("""
     select id from message
-     where id = any(array(select message_id from hit where settled_at is null and settle_at <= :now order by settle_at limit :limit))
+     where id = any(array(
+             (select message_id from hit where settled_at is null and settle_at <= :now order by settle_at limit :limit)
+             union (select message_id from hit where review_at <= :now order by review_at limit :limit)))
      order by id
        for no key update skip locked
 """)
 
-_DUE = text("select id from hit where message_id = any(:messages) and settled_at is null and settle_at <= :now")
+_DUE = text("""
+    select id from hit where message_id = any(:messages) and ((settled_at is null and settle_at <= :now) or review_at <= :now)
+""")
 
 # The due hits; the hits of their messages at about the same time; and clicks from the same network at about the same time.
 _HITS = text("""
     with due as (select * from hit where id = any(:due)),
-         span as (select min(at) - :around as since, max(at) + :around as until from due),
+         span as (select min(at) as since, max(at) as until from due),
          near as (
            select h.id from hit h, span
-            where h.message_id in (select message_id from due) and h.at between span.since and span.until
+            where h.message_id in (select message_id from due)
+              and h.at between span.since - :around_message and span.until + :around_message
            union
            (select h.id from hit h, span
              where h.network in (select network from due where kind = 'click') and h.kind = 'click'
-              and h.at between span.since and span.until
+              and h.at between span.since - :around and span.until + :around
              order by h.at desc limit :limit))
     select h.id, h.message_id, h.kind, h.link, h.at, h.network, h.user_agent, h.signals, h.score, h.verdict,
+           h.settled_at, (select min(d.at) from delivery_event d where d.message_id = m.id and d.kind = 'delivered') as delivered_at,
            split_part(m.person, '@', 2) as domain,
            coalesce((select count(*) from template t, jsonb_array_elements(t.links) as one
                       where t.version_id = m.version_id and t.step_id = m.step_id and t.locale = '' and (one ->> 'track')::boolean),
@@ -276,7 +315,24 @@ _HITS = text("""
      where h.id in (select id from near)
 """)
 
-_SETTLED = text("update hit set settled_at = :now where id = any(:due) and settled_at is null")
+# Signals are only ever added: what is a scanner's stays one, and needs no second look.
+_SETTLED = text("""
+    update hit set settled_at = coalesce(settled_at, :now),
+                   review_at = case when settled_at is null and verdict <> 'scanner' then at + cast(:reviewed as interval) end
+     where id = any(:due)
+""")
+
+_WITHDRAW = text("""
+    update delivery_event d
+       set detail = d.detail || jsonb_build_object('verdict', gone.verdict, 'withdrawn', true)
+      from jsonb_to_recordset(cast(:rows as jsonb)) as gone(message uuid, kind text, link int, verdict text)
+     where d.message_id = gone.message
+       and ((gone.kind = 'click' and d.kind = 'clicked' and d.key = 'link:' || gone.link) or (gone.kind = 'open' and d.kind = 'opened'))
+       and not d.detail ? 'withdrawn'
+       and not exists (select from hit h where h.message_id = gone.message and h.kind = gone.kind and h.link is not distinct from gone.link
+                                           and h.verdict in ('human', 'proxy') and h.settled_at is not null)
+    returning d.message_id, d.kind, d.key, d.at
+""")
 
 _FACTS = text("""
     select m.id as message_id, m.enrollment_id, m.step_id, m.links as urls, t.links as written, k.key as campaign,

@@ -162,7 +162,7 @@ hit = Table(
     # Evidence: somebody or something fetched a link of a message. Never deleted by a verdict, which may change.
     serial(),
     Column("message_id", Uuid, ForeignKey("message.id", ondelete="CASCADE"), nullable=False),
-    Column("kind", Text, nullable=False),  # click | open | survey | unsubscribe | view
+    Column("kind", Text, nullable=False),  # click | open | survey | unsubscribe | preferences | view | honeypot
     Column("link", Integer),
     Column("at", Time, nullable=False),
     Column("network", Text),  # truncated: IPv4 /24, IPv6 /48 (T-06)
@@ -172,7 +172,9 @@ hit = Table(
     Column("verdict", Text, nullable=False),  # human | suspected | scanner | machine | proxy
     Column("settle_at", Time),  # a click is judged for good then
     Column("settled_at", Time),
+    Column("review_at", Time),  # and looked at once more then
     Index("ix_hit_message", "message_id", "at"),
+    Index("ix_hit_review", "review_at", postgresql_where=text("review_at is not null")),
     Index("ix_hit_settle", "settle_at", postgresql_where=text("settled_at is null and settle_at is not null")),
     Index("ix_hit_network", "network", "at"),
 )

@@ -18,6 +18,8 @@ from uuid import UUID
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 NO_KEYS: frozenset[str] = frozenset()
 OWN_PREFIX = "nurture."  # of the names of the engine's own events
+CLICKED = "nurture.email_clicked"
+CLICK_WITHDRAWN = "nurture.email_click_withdrawn"  # undoes one CLICKED in the counts of usage, and nothing else
 TRIGGER_MAX_AGE = timedelta(days=3)  # what is older when anybody first hears of it enrolls nobody
 _Fact = TypeVar("_Fact")
 

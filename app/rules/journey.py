@@ -17,6 +17,8 @@ from app.rules.book import Book, StageRule, Version
 from app.rules.conditions import Condition
 from app.rules.entry import candidates, requested, trigger
 from app.rules.facts import (
+    CLICK_WITHDRAWN,
+    CLICKED,
     Account,
     Enrollment,
     Event,
@@ -188,10 +190,11 @@ def learn(turn: Turn, event: Event, roots: set[str]) -> None:
     if event.kind == "track":
         if event.contact and event.mark is None and not event.own:
             seen(turn, event)
-        for rule in turn.book.metrics.get(event.name, ()):
+        withdrawn = event.own and event.name == CLICK_WITHDRAWN
+        for rule in turn.book.metrics.get(CLICKED if withdrawn else event.name, ()):
             if rule.where is None or rule.where.test(turn.scope(event=event)):
                 turn.usage.append(rule.name)
-                count(turn, rule.name, event, event.contact if rule.contacts else None)
+                count(turn, rule.name, event, event.contact if rule.contacts else None, -1 if withdrawn else 1)
                 roots.add(f"usage.{rule.name}")
     if turn.account.stage is None:
         enter_stage(turn, turn.book.first_stage, "first", event)
@@ -214,7 +217,7 @@ def seen(turn: Turn, event: Event) -> None:
         turn.account = renew(turn.account, contacts={**turn.account.contacts, contact.key: fresh})
 
 
-def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
+def count(turn: Turn, metric: str, event: Event, person: str | None, by: int) -> None:
     known = turn.account.usage.get(metric)
     if known is None and not turn.account.usage:
         return  # not loaded: nothing that could act reads it
@@ -222,15 +225,15 @@ def count(turn: Turn, metric: str, event: Event, person: str | None) -> None:
     day = utc_day(event.occurred_at)
     last = max(known.last_at or event.occurred_at, event.occurred_at)
     people = known.people if person is None or (day, person) in known.people else (*known.people, (day, person))
-    usage = Usage(_with_day(known.days, day), last, people)
+    usage = Usage(_with_day(known.days, day, by), last, people)
     turn.account = renew(turn.account, usage={**turn.account.usage, metric: usage})
 
 
-def _with_day(days: tuple[tuple[int, int], ...], day: int) -> tuple[tuple[int, int], ...]:
-    """One more on that day. Nearly always it is the newest, which stands first."""
+def _with_day(days: tuple[tuple[int, int], ...], day: int, by: int) -> tuple[tuple[int, int], ...]:
+    """One more (or less) on that day. Nearly always it is the newest, which stands first."""
     later = next((place for place, (one, _) in enumerate(days) if one <= day), len(days))
-    known = days[later][1] if later < len(days) and days[later][0] == day else 0
-    return (*days[:later], (day, known + 1), *days[later + (known > 0) :])
+    there = later < len(days) and days[later][0] == day
+    return (*days[:later], (day, (days[later][1] if there else 0) + by), *days[later + there :])
 
 
 def reach_milestones(turn: Turn, event: Event, roots: set[str]) -> None:

@@ -4,15 +4,18 @@ A hit is stored with its signals, each with a weight; their sum is the score and
 Everything here can be recomputed from what is stored, so an operator can read why a hit was not counted.
 
     scanner_agent   100  a known scanner, crawler, HTTP library, or no User-Agent at all
+    honeypot        100  it fetched the link that nobody sees (off unless the operator wants it, B-08)
     burst            80  at least 3 different links of one message within 5 s, or at least 3 that are 60 % of them within 30 s
     sweep            60  all links (at least 2) of several recipients at one domain from one network within a minute
-    at_once          50  at most 2 s after the relay took the message
+    at_once          50  at most 2 s after the relay took the message, or after it was reported as delivered
     soon             30  at most 10 s after it
+    listed           40  from a network of the operator's list of scanners and data centres
     bare_request     30  no Accept-Language, or no `Sec-Fetch-Mode: navigate` from what claims to be a current browser
     no_image         10  a link is followed before any image of the mail was loaded
 
-80 and more is a scanner, 40 to 79 suspected, less is human. Opens by the image fetchers of mailbox providers are `machine` (fetched
-before anybody looked) or `proxy` (fetched when somebody looked), T-02.
+80 and more is a scanner, 40 to 79 suspected, less is human. A burst counts for every hit that is part of it and for the images that the
+same network loads with it; the honeypot for everything that the same network fetches of the message within 10 minutes. Opens by the image
+fetchers of mailbox providers are `machine` (fetched before anybody looked) or `proxy` (fetched when somebody looked), T-02.
 """
 
 from __future__ import annotations
@@ -23,16 +26,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-SCANNER_AGENT, BURST, SWEEP, AT_ONCE, SOON, BARE_REQUEST, NO_IMAGE = (
+SCANNER_AGENT, HONEYPOT, BURST, SWEEP, AT_ONCE, LISTED, SOON, BARE_REQUEST, NO_IMAGE = (
     "scanner_agent",
+    "honeypot",
     "burst",
     "sweep",
     "at_once",
+    "listed",
     "soon",
     "bare_request",
     "no_image",
 )
-WEIGHTS: Mapping[str, int] = {SCANNER_AGENT: 100, BURST: 80, SWEEP: 60, AT_ONCE: 50, SOON: 30, BARE_REQUEST: 30, NO_IMAGE: 10}
+WEIGHTS: Mapping[str, int] = {
+    SCANNER_AGENT: 100,
+    HONEYPOT: 100,
+    BURST: 80,
+    SWEEP: 60,
+    AT_ONCE: 50,
+    LISTED: 40,
+    SOON: 30,
+    BARE_REQUEST: 30,
+    NO_IMAGE: 10,
+}
+# What each signal saw, for whoever reads why a hit was not counted.
+SENTENCES: Mapping[str, str] = {
+    SCANNER_AGENT: "it calls itself a scanner or a program, or nothing at all",
+    HONEYPOT: "its network fetched the link that nobody sees",
+    BURST: "at least three links of the mail within seconds",
+    SWEEP: "all links of several people's mail from one network within a minute",
+    AT_ONCE: "within 2 seconds of the mail's arrival",
+    LISTED: "from a network on the list of scanners",
+    SOON: "within 10 seconds of the mail's arrival",
+    BARE_REQUEST: "a browser would have said more of itself",
+    NO_IMAGE: "no image of the mail was loaded before",
+}
 SCANNER_FROM = 80
 SUSPECTED_FROM = 40
 
@@ -42,6 +69,7 @@ SLOW_BURST_SHARE = 0.6
 SLOW_BURST_WITHIN = timedelta(seconds=30)
 SWEEP_WITHIN = timedelta(minutes=1)
 SWEEP_LINKS = 2
+TRAPPED_WITHIN = timedelta(minutes=10)
 
 _SCANNERS = re.compile(
     r"""
@@ -71,13 +99,15 @@ _BROWSERS = (
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a request told of itself. `trustworthy` says whether the address is one to which browsers send Sec-Fetch headers
-    (https, or this machine); `network` is the sender's address truncated to /24 or /48 (T-06)."""
+    (https, or this machine); `network` is the sender's address truncated to /24 or /48 (T-06); `listed` whether the address is in
+    the operator's list of scanners."""
 
     user_agent: str
     accept_language: str
     fetch_mode: str
     trustworthy: bool
     network: str | None
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +128,12 @@ def signals(kind: str, request: Request, *, since_sent: timedelta | None, image_
     found = []
     if _SCANNERS.search(request.user_agent) or (kind != "open" and request.user_agent.strip() == _BARE_MOZILLA):
         found.append(SCANNER_AGENT)
-    if since_sent is not None and since_sent <= timedelta(seconds=2):
-        found.append(AT_ONCE)
-    elif since_sent is not None and since_sent <= timedelta(seconds=10):
-        found.append(SOON)
+    if kind == HONEYPOT:
+        found.append(HONEYPOT)
+    if quick := quickness(since_sent):
+        found.append(quick)
+    if request.listed:
+        found.append(LISTED)
     # Images are fetched without `navigate`, and by mail programs that send no Accept-Language.
     if kind != "open":
         if not request.accept_language or (
@@ -111,6 +143,21 @@ def signals(kind: str, request: Request, *, since_sent: timedelta | None, image_
         if not image_loaded:
             found.append(NO_IMAGE)
     return {name: WEIGHTS[name] for name in found}
+
+
+def quickness(since: timedelta | None) -> str | None:
+    """The signal that a time after the message's arrival gives, if any."""
+    if since is None or since > timedelta(seconds=10):
+        return None
+    return AT_ONCE if since <= timedelta(seconds=2) else SOON
+
+
+def with_arrival(found: Mapping[str, int], since: timedelta) -> Mapping[str, int]:
+    """The signals of a hit, given the time since an arrival that was reported later. Of two times the quicker counts."""
+    quick = quickness(since)
+    if quick is None or AT_ONCE in found:
+        return found
+    return {**{name: weight for name, weight in found.items() if name != SOON}, quick: WEIGHTS[quick]}
 
 
 def score(found: Mapping[str, int]) -> int:
@@ -132,15 +179,33 @@ def verdict(kind: str, found: Mapping[str, int], user_agent: str) -> str:
 def bursts(hits: Iterable[Hit], links_of: Mapping[object, int]) -> set[int]:
     """The ids of the hits that are part of a burst: of all of it, the first hit too, whatever the order they are given in.
 
-    `links_of` holds the number of different links of each message. Images are not links. Fewer than 3 different links are never a
+    `links_of` holds the number of different links of each message. Images are not links, but are part of a burst from their network.
+    Fewer than 3 different links are never a
     burst: a person may well follow both links of a mail.
     """
     found: set[int] = set()
     for message, of_message in _by(hits, lambda hit: hit.message).items():
         ordered = sorted((hit for hit in of_message if hit.kind != "open"), key=lambda hit: hit.at)
         many = max(BURST_LINKS, SLOW_BURST_SHARE * links_of.get(message, 0)) if links_of.get(message) else float("inf")
-        found |= _crowded(ordered, BURST_WITHIN, BURST_LINKS) | _crowded(ordered, SLOW_BURST_WITHIN, many)
+        crowd = _crowded(ordered, BURST_WITHIN, BURST_LINKS) | _crowded(ordered, SLOW_BURST_WITHIN, many)
+        if crowd:
+            links = [hit for hit in ordered if hit.id in crowd]
+            found |= crowd | {one.id for one in of_message if one.kind == "open" and _beside(one, links, SLOW_BURST_WITHIN)}
     return found
+
+
+def trapped(hits: Iterable[Hit]) -> set[int]:
+    """The ids of the hits that come from where the honeypot of the same message was fetched from, at about that time."""
+    found: set[int] = set()
+    for of_message in _by(hits, lambda hit: hit.message).values():
+        traps = [hit for hit in of_message if hit.kind == HONEYPOT]
+        if traps:
+            found.update(one.id for one in of_message if _beside(one, traps, TRAPPED_WITHIN))
+    return found
+
+
+def _beside(one: Hit, others: Iterable[Hit], within: timedelta) -> bool:
+    return one.network is not None and any(one.network == other.network and abs(one.at - other.at) <= within for other in others)
 
 
 def sweeps(hits: Iterable[Hit], links_of: Mapping[object, int]) -> set[int]:

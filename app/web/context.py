@@ -12,6 +12,7 @@ from werkzeug.routing import PathConverter
 
 from app.config import Settings
 from app.queue import Bells
+from app.rules.networks import Networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Installation:
     engine: Engine
     bells: Bells
     partitions: int
+    scanners: Networks = Networks()  # the operator's list of scanners and data centres
+    proxies: Networks = Networks()  # whose X-Forwarded-For is believed
 
 
 def here() -> Installation:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from app.flow import respond, track
 from app.flow import view as flow_view
 from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING, PAUSE, Said
+from app.flow.links import HONEYPOT
 from app.flow.respond import ALL, Message, Why
 from app.rules.lifecycle import TRANSACTIONAL
 from app.web import phrases, public
@@ -41,6 +42,9 @@ def click(token: str) -> Response:
         return public.not_found()
     message_id, index = found
     with here().engine.begin() as conn:
+        if index == HONEYPOT:
+            _record(conn, message_id, "honeypot", None)
+            return public.not_found(conn)
         url = track.destination(conn, message_id, index)
         if url is None:
             message = respond.find_message(conn, message_id)

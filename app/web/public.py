@@ -70,12 +70,23 @@ def facts() -> Request:
         fetch_mode=request.headers.get("Sec-Fetch-Mode", ""),
         trustworthy=settings.base_url.startswith("https:") or settings.base_is_loopback,
         network=network(),
+        listed=_sender() in here().scanners,
     )
 
 
 def network() -> str | None:
     """The network the request came from, truncated (T-06)."""
-    return truncated(request.remote_addr)
+    return truncated(_sender())
+
+
+def _sender() -> str | None:
+    """The address the request came from: the nearest that is no trusted proxy of ours. What strangers write into the header is not
+    believed; a Unix socket, which has no address, is reached by a proxy only."""
+    trusted, address = here().proxies, request.remote_addr
+    told = [hop.strip() for header in request.headers.getlist("X-Forwarded-For") for hop in header.split(",")]
+    while told and (address in trusted or (not address and trusted)):
+        address = told.pop()
+    return address
 
 
 def speak(locale: str | None) -> str:

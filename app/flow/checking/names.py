@@ -41,6 +41,7 @@ MAIL = (
     "view_url",
     "pixel_url",
     "privacy_url",
+    "honeypot_url",
     "why",
     "scale",
     "scores",
