@@ -426,8 +426,8 @@ def _hit(message: UUID, at: datetime, rng: random.Random) -> dict:
         "at": at,
         "network": "192.0.2.0/24",
         "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
-        "signals": {} if human else {"burst": 60, "no_referer": 10},
-        "score": 0 if human else 70,
+        "signals": {} if human else {"burst": 80, "no_image": 10},
+        "score": 0 if human else 90,
         "verdict": "human" if human else "scanner",
         "settled_at": at,
     }

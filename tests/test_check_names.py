@@ -327,3 +327,21 @@ def test_b07_transactional_mail_from_the_address_of_other_mail_is_a_warning(tmp_
     for number, good in enumerate((apart, {"onboarding/receipt": receipt}, {"onboarding/good": CAMPAIGN})):
         campaigns, _ = check(write_campaigns(tmp_path / f"good{number}", good, lifecycle=LIFECYCLE))
         assert [one for one in campaigns.warnings if one.rule == "sender"] == []
+
+
+@pytest.mark.parametrize("name", ["nurture.email_opened", "Email Opened", "email_open", "E-Mail opened", "Opened Email", "opened an email"])
+def test_t03_whoever_wants_to_listen_to_opens_is_warned(tmp_path, name):
+    waits = f'{{id: wait, wait_for: {{event: "{name}", timeout: 3d}}}}'
+    lifecycle = LIFECYCLE.replace("{event: viewed}", f'{{event: "{name}"}}')
+    text = CAMPAIGN.replace("signed_up", f'"{name}"') + f'  - {waits}\ngoal: {{event: "{name}"}}\n'
+    campaigns, problems = check(write_campaigns(tmp_path / "c", {"onboarding/x": text}, lifecycle=lifecycle))
+    assert problems == []
+    opens = [one for one in campaigns.warnings if one.rule == "open"]
+    assert [(Path(one.file).name, one.line) for one in opens] == [("lifecycle.yaml", 15), *[("campaign.yaml", line) for line in (5, 8, 9)]]
+    assert all(f"{name} {'never comes' if name.startswith('nurture.') else 'tells of an open'}" in one.message for one in opens)
+
+
+@pytest.mark.parametrize("name", ["report_opened", "email_clicked", "ticket_opened", "open_report", "mail_sent"])
+def test_other_events_are_no_opens(tmp_path, name):
+    campaigns, _ = check(write_campaigns(tmp_path / "c", {"onboarding/x": CAMPAIGN.replace("signed_up", name)}, lifecycle=LIFECYCLE))
+    assert [one for one in campaigns.warnings if one.rule == "open"] == []

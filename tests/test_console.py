@@ -303,6 +303,14 @@ def test_the_campaign_page_shows_the_steps_and_who_is_where(staff, database_engi
     assert len(rows) == here[step]
 
 
+def test_a_message_says_why_a_click_was_not_counted(staff, database_engine, seeded):
+    with database_engine.connect() as conn:
+        found = conn.execute(text("select message_id from hit where verdict = 'scanner' limit 1")).scalar_one()
+    said = Page(staff.get(f"/console/messages/{found}").text).words
+    assert "score 90" in said
+    assert "80: at least three links of the mail within seconds" in said and "10: no image of the mail was loaded before" in said
+
+
 def test_a_message_is_previewed_in_a_frame_that_can_do_nothing(staff, database_engine, seeded):
     with database_engine.begin() as conn:
         ident = conn.execute(

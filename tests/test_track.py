@@ -15,6 +15,8 @@ from app.config import load
 from app.errors import SettingError
 from app.flow import track
 from app.flow.links import Links, load_keyring
+from app.flow.reading.campaigns import campaigns
+from app.flow.reading.messages import message as read_message
 from app.flow.track import being_judged, record_hit, settle_due, truncated
 from app.models import consent, delivery_event, message
 from app.queue import Bells
@@ -351,6 +353,23 @@ def test_t02_opens_by_mailbox_providers(engine, bells, letter, agent, found):
     settle_due(engine, later(), bells)
     assert len(rows(engine, "select * from delivery_event where kind = 'opened'")) == (found == "proxy")
     assert raised(engine) == []
+
+
+def test_t02_reports_show_the_opens_of_machines_apart(engine, bells, cast):
+    with engine.begin() as conn:
+        account_id = add_account(conn)
+        contact_id = add_contact(conn, account_id)
+        letters = [add_message(conn, cast, account_id, contact_id, sent_at=SENT, created_at=NOW) for _ in range(5)]
+    machine, proxy = (Request(agent, "", "", True, "17.0.0.0/24") for agent in (APPLE, GOOGLE))
+    for letter, requests in zip(letters, ([machine], [machine, PERSON], [proxy], [Request("curl/8", "", "", True, None)], []), strict=True):
+        for request in requests:
+            hit(engine, letter, None, kind="open", request=request)
+    settle_due(engine, later(), bells)
+    with engine.connect() as conn:
+        [numbers] = campaigns(conn, NOW + timedelta(hours=1))
+        shown = [one["verdict"] for one in read_message(conn, str(letters[1]))["hits"]]
+    assert (numbers["sent"], numbers["opened"], numbers["machine_opened"], numbers["clicked"]) == (5, 2, 1, 0)
+    assert shown == ["machine", "human"]
 
 
 @pytest.mark.parametrize(

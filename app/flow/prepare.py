@@ -175,7 +175,7 @@ class Preparer:
                 clicks=(lambda number: links.click(message_id, number)) if clicks else None,
                 privacy=f"{links.preferences(message_id)}#privacy" if opens or clicks else None,
                 score=(lambda score: links.survey(asked, score)) if asked else None,
-                honeypot=None if (contact.person, "click_tracking") in facts.refused else links.honeypot(message_id),
+                honeypot=links.honeypot(message_id) if clicks else None,
             ),
             facts.brand,
             why(lifecycle.brand.name, account),

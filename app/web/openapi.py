@@ -9,6 +9,7 @@ from typing import Any
 from app.config import VERSION
 from app.rules.definition import MODES
 from app.rules.modes import OVERDUE
+from app.rules.signals import SENTENCES, WEIGHTS
 
 Schema = dict[str, Any]
 PREFIX = "/api/v1"
@@ -200,6 +201,23 @@ _CAMPAIGN: dict[str, Schema] = {
     "version": MAYBE_COUNT,
     "published_at": MAYBE_TIME,
     **{name: COUNT for name in ("active", "finished", "exited", "goals", "sent", "waiting", "skipped", "unknown", "clicked", "answered")},
+    "opened": {**COUNT, "description": "Messages opened by a person, or by a mail provider as a person looked. No proof of anything."},
+    "machine_opened": {**COUNT, "description": "Messages whose images only machines loaded, looked at or not."},
+}
+_HIT: dict[str, Schema] = {
+    "kind": {"type": "string", "enum": ["click", "open", "survey", "unsubscribe", "preferences", "view", "honeypot"]},
+    "link": MAYBE_COUNT,
+    "at": TIME,
+    "network": {**MAYBE_TEXT, "description": "Of the address, truncated to /24 or /48."},
+    "user_agent": MAYBE_TEXT,
+    "verdict": {"type": "string", "enum": ["human", "suspected", "scanner", "machine", "proxy"]},
+    "score": {"type": "integer", "description": "The sum of the weights: 80 and more is a scanner, 40 to 79 suspected."},
+    "signals": {
+        "type": "object",
+        "properties": {name: {"const": WEIGHTS[name], "description": f"{what.capitalize()}."} for name, what in SENTENCES.items()},
+        "description": "Why: each signal with its weight.",
+    },
+    "settled_at": {**MAYBE_TIME, "description": "When it was judged first; null: within its minute still."},
 }
 _MESSAGE: dict[str, Schema] = {
     "id": {"type": "string", "format": "uuid"},
@@ -453,7 +471,7 @@ SCHEMAS: dict[str, Schema] = {
             "values": {"type": ["object", "null"]},
             "links": {"type": ["array", "null"], "items": MAYBE_TEXT},
             "delivery_events": _many(_record({"kind": TEXT, "at": TIME, "detail": THINGS})),
-            "hits": _many(_record({"kind": TEXT, "at": TIME, "verdict": TEXT, "score": {"type": "integer"}, "signals": THINGS})),
+            "hits": _many(_record(_HIT)),
             "responses": _many(_record({"survey": TEXT, "score": COUNT, "comment": MAYBE_TEXT, "answered_at": TIME})),
         }
     ),

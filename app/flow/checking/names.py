@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -26,7 +27,7 @@ from app.rules.definition import (
     kind_of,
     walk,
 )
-from app.rules.facts import Account, Scope
+from app.rules.facts import OWN_PREFIX, Account, Scope
 from app.rules.fields import Problem, nearest
 from app.rules.lifecycle import TRANSACTIONAL, Brand, Lifecycle
 from app.rules.reasons import span
@@ -49,6 +50,7 @@ MAIL = (
     "link",
 )
 
+_OPENS = re.compile(r"e-?mail[\s_.:-]*open|open(?:s|ed)?[\s_.:-]*(?:an?[\s_-]*)?e-?mail", re.IGNORECASE)
 _DATES = frozenset({"account.created_at", "account.renewal_date", "stage.entered_at", "enrollment.entered_at", "event.occurred_at", "now"})
 _ACCOUNT_DATES = ("account.created_at", "account.renewal_date")
 
@@ -67,6 +69,13 @@ class Against:
 
     def warn(self, rule: str, message: str, place: Place, *, key: bool = False) -> None:
         self.warnings.append(self.places.problem(rule, message, place, key=key, severity="warning"))
+
+    def no_open(self, event: str | None, place: Place) -> None:
+        """Warns of an event that tells of a mail's opening (T-03)."""
+        if event is not None and _OPENS.search(event):
+            own = "never comes, as opens raise no event" if event.startswith(OWN_PREFIX) else "tells of an open"
+            proof = "mail programs load images that nobody looks at, and keep from loading those that somebody reads"
+            self.warn("open", f"{event} {own}: {proof}. Listen for a click, or for what is done in the product", place)
 
     def known(self, name: str | None, names: Iterable[str], what: str, place: Place) -> bool:
         """Whether `name` is one of `names`, or is not given."""
@@ -155,6 +164,7 @@ def check_lifecycle(against: Against) -> None:
         for name, spec in getattr(lifecycle, group).items():
             if spec.where:
                 against.condition(spec.where, (group, name, "where"))
+            against.no_open(spec.event, (group, name, "event"))
     for number, group in enumerate(lifecycle.health.groups if lifecycle.health else ()):
         for index, measure in enumerate(group.measures):
             names = [*(f"usage.{name}.last_30d" for name in lifecycle.usage), *METRICS.split(", ")[2:]]
@@ -180,7 +190,9 @@ def check_campaign(against: Against, campaign: Campaign, key: str, campaigns: Ma
     against.known(campaign.sender, lifecycle.senders, "sender", ("sender",))
     _recipients(against, campaign.recipients, campaign, ("recipients",))
     _trigger(against, campaign, key, campaigns)
+    against.no_open(campaign.trigger.event, ("trigger", "event"))
     if campaign.goal:
+        against.no_open(campaign.goal.event, ("goal", "event"))
         against.known(campaign.goal.stage, against.stages, "stage", ("goal", "stage"))
         against.known(campaign.goal.milestone, lifecycle.milestones, "milestone", ("goal", "milestone"))
     constants: dict[Place, bool] = {}
@@ -191,6 +203,8 @@ def check_campaign(against: Against, campaign: Campaign, key: str, campaigns: Ma
     before = _before(campaign.steps, {})
     steps: dict[str, Place] = {}
     for place, step in walk(campaign.steps):
+        if isinstance(step, WaitForStep):
+            against.no_open(step.wait_for.event, (*place, "wait_for", "event"))
         if step.id in steps:
             line, _ = against.places.tree.find((*steps[step.id], "id")) if against.places.tree else (1, 1)
             against.problem("step", f"the step id {step.id} is used twice, first in line {line}; ids are unique", (*place, "id"))

@@ -17,13 +17,15 @@ VERDICTS = ("yes", "no", "wait")
 
 
 def campaigns(conn: Connection, now: datetime, *, days: int = 30) -> list[dict[str, Any]]:
-    """Every campaign by key. The counts of mail are of the last `days` days; those of enrollments are of all time."""
+    """Every campaign by key. The counts of mail are of the last `days` days; those of enrollments are of all time.
+    `opened` counts messages that a person or a person's mail provider opened, `machine_opened` those that only machines did (T-02)."""
     rows = conn.execute(
         text(
             """select k.key as id, k.name, k.mode, k.mode_at, v.number as version, v.published_at,
                  coalesce(n.active, 0) as active, coalesce(n.finished, 0) as finished, coalesce(n.exited, 0) as exited,
                  coalesce(n.goals, 0) as goals, coalesce(m.sent, 0) as sent, coalesce(m.waiting, 0) as waiting,
                  coalesce(m.skipped, 0) as skipped, coalesce(m.unknown, 0) as unknown, coalesce(m.clicked, 0) as clicked,
+                 coalesce(m.opened, 0) as opened, coalesce(m.machine_opened, 0) as machine_opened,
                  coalesce(r.answered, 0) as answered
                from campaign k left join campaign_version v on v.id = k.version_id
                left join (select campaign_id, count(*) filter (where state = 'active') as active,
@@ -33,9 +35,13 @@ def campaigns(conn: Connection, now: datetime, *, days: int = 30) -> list[dict[s
                left join (select campaign_id, count(*) filter (where state = 'sent') as sent,
                             count(*) filter (where state in ('due', 'claimed', 'in_dot')) as waiting,
                             count(*) filter (where state = 'skipped') as skipped, count(*) filter (where state = 'unknown') as unknown,
-                            count(*) filter (where id in (select h.message_id from hit h where h.kind = 'click' and h.verdict = 'human'
-                                                           and h.at >= :since)) as clicked
-                          from message where created_at >= :since group by 1) m on m.campaign_id = k.id
+                            count(*) filter (where h.clicked) as clicked, count(*) filter (where h.opened) as opened,
+                            count(*) filter (where h.by_machine and not h.opened) as machine_opened
+                          from message left join (select message_id, bool_or(kind = 'click' and verdict = 'human') as clicked,
+                                 bool_or(kind = 'open' and verdict in ('human', 'proxy')) as opened,
+                                 bool_or(kind = 'open' and verdict = 'machine') as by_machine
+                               from hit where at >= :since group by 1) h on h.message_id = message.id
+                          where created_at >= :since group by 1) m on m.campaign_id = k.id
                left join (select campaign_id, count(*) as answered from response where answered_at >= :since group by 1) r
                  on r.campaign_id = k.id
                order by k.mode = 'archived', k.key"""

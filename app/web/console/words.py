@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from flask import Flask, g, request, url_for
 from markupsafe import Markup, escape
 
-from app.rules import reasons
+from app.rules import reasons, signals
 from app.web.console import charts
 from app.web.context import here
 
@@ -63,6 +63,7 @@ def register(app: Flask) -> None:
         moment=moment,
         reason=reasons.sentence,
         gate=reasons.gate_name,
+        signal=lambda name: signals.SENTENCES.get(name, name),
         number=number,
         score=score,
         label=label,
