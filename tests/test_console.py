@@ -42,6 +42,7 @@ PAGES = (
     "/console/tasks?show=done",
     "/console/inbound",
     "/console/inbound?state=aside&kind=bounce",
+    "/console/sending",
     "/console/privacy",
     "/console/privacy?search=a@example.org",
     "/console/responses",

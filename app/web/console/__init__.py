@@ -139,4 +139,4 @@ def forged(error: CSRFError) -> tuple[str, int]:
     return render_template("console/problem.html", title="Nothing was changed", detail=detail), 400
 
 
-from app.web.console import customers, hooks, inbound, mail, privacy, steering, tasks  # noqa: E402, F401 — they add their pages to the blueprint
+from app.web.console import customers, hooks, inbound, mail, privacy, sending, steering, tasks  # noqa: E402, F401 — they add their pages to the blueprint
