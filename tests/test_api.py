@@ -311,7 +311,7 @@ def test_explain_tells_the_gates_in_order_at_any_moment_of_the_past(api, seeded)
         found = api(f"{path}?at={an_hour_ago}").json
         assert found["at"] == an_hour_ago and found["stories"]
         for story in api(path).json["stories"]:
-            assert [one["gate"] for one in story["gates"]][:3] == ["trigger", "campaign", "enrollment"] and len(story["gates"]) == 15
+            assert [one["gate"] for one in story["gates"]][:3] == ["trigger", "campaign", "enrollment"] and len(story["gates"]) == 16
             assert story["first_failed"] in (None, *(one["gate"] for one in story["gates"] if one["verdict"] in ("no", "wait")))
         for wrong in ("yesterday", "2999-01-01", "2026-13-01"):
             answer = api(f"{path}?at={wrong}")
