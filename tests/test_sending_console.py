@@ -89,7 +89,7 @@ def test_an_unknown_message_is_settled_once(staff, engine, doubt, verdict, state
 
 
 def test_a_brake_is_taken_off(staff, engine):
-    numbers = {"complaints": 4, "delivered": 1000, "rate": 0.004, "hours": 24}
+    numbers = {"complained": 4, "delivered": 1000, "rate": 0.004, "limit": 0.003, "hours": 24}
     row = {"kind": "complaints", "action": "pause", "domain": "acorn.test", "provider": "", "numbers": numbers, "set_at": NOW}
     with engine.begin() as conn:
         (ident,) = insert_rows(conn, brake, [row], returning=("id",))[0]
