@@ -165,7 +165,8 @@ def _written(found: Any, data: dict[str, Any], html: str | None) -> Iterator[str
         yield from (f"  {one['times']:>6,}  {one['message']} lost to {one['lost_to']} (per {one['per']})" for one in data["caps"][:SHOWN])
     close = data["collisions"]
     yield ""
-    yield f"Two mails to a person within a day: {close['within_a_day']:,}. Four or more within a week: {len(close['crowded']):,} people."
+    times, crowded = close["within_a_day"], len(close["crowded"])
+    yield f"Two mails to a person within a day: {times:,} times. Four or more within a week: {crowded:,} people."
     yield from (f"  {one['times']:>6,}  {one['first']} then {one['second']}" for one in close["pairs"][:5])
     asked = data["surveys"]
     stopped = f"{asked['stopped_by_quarantine']:,} stopped by quarantine"

@@ -105,8 +105,7 @@ def test_usage_that_falls_is_told_once_until_it_recovers():
     story = f"trigger: {{usage: {{metric: logins, drop: 50%, window: 7d, at_least: 10}}}}\nreentry: {{after: 1d}}\nsteps: [{MAIL}]"
     book = make_book(story)
     today = at().date().toordinal()
-    counted = [(today - back, 3) for back in range(20)] + [(today + ahead, 3) for ahead in range(20, 40)]
-    days = tuple(sorted(counted, reverse=True))
+    days = tuple((today + ahead, 3) for ahead in reversed(range(20, 40))) + tuple((today - back, 3) for back in range(20))
     account = make_account(created_at=at("-60d"), usage={"logins": Usage(days, at())})
     account = react(book, account, make_event("group", "1m", None, "group", plan="pro")).account
     account, done = until(book, account, "3d")

@@ -156,7 +156,7 @@ def simulate(
             world.run(moment)
             progress(found.accounts, moment)
         _collect(found, world, book)
-        found.events += len(history.events)
+        found.events += sum(one.received_at < ends for one in history.events)
     for letters in (found.letters, found.beside):
         letters.sort(key=lambda one: (one.at, one.place))
     found.effects.sort(key=lambda one: (one.at, one.account, one.campaign, one.step))

@@ -57,7 +57,8 @@ def page(found: Simulation, title: str, changes: Changes | None = None) -> str:
 
 
 def _months(days: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The months of the period as weeks of seven days, Monday first; None where a day is not in the month or the period."""
+    """The months of the period as weeks of seven days, Monday first; None where a day is not in the month or the period. Weeks without any
+    day are left out, and months without any mail have no weeks."""
     known = {day["day"]: day for day in days}
     months = []
     for year, month in sorted({(int(day["day"][:4]), int(day["day"][5:7])) for day in days}):
@@ -66,6 +67,7 @@ def _months(days: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for week in calendar.Calendar().monthdatescalendar(year, month)
         ]
         mails = sum(day["mails"] for week in weeks for day in week if day)
+        weeks = [week for week in weeks if any(week)] if mails else []
         months.append({"name": date(year, month, 1).strftime("%B %Y"), "weeks": weeks, "mails": mails})
     return months
 
