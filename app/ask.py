@@ -176,7 +176,7 @@ def sign_in(args: argparse.Namespace) -> None:
     now = datetime.now(UTC)
     with cli.installation(args) as (settings, engine), engine.begin() as conn:
         ended = end_all_sessions(conn, now) if args.end_all else None
-        link = f"{settings.base_url}/console/sign-in/{create_sign_in(conn, now)}"
+        link = f"{settings.console_base}/console/sign-in/{create_sign_in(conn, now)}"
     words = f"{link}\nIt works once, within 24 hours."
     cli.show(args, {"link": link, "ended": ended}, words if ended is None else f"{ended} session(s) ended.\n{words}")
 

@@ -39,6 +39,7 @@ class Settings:
     imap_url        a folder that such mail is fetched from: `imaps://user:password@host/folder`, parts percent-encoded; `imap://` speaks
                     plainly, to a loopback address only; `?after=delete` removes what was taken. None: nothing is fetched
     scanner_networks  a file of networks of mail scanners and data centres, one a line: clicks from there are suspected (4.3)
+    console_url       the address of the console where it has a host of its own; the host of the links then shows no console (T-15)
     trusted_proxies   addresses and networks of our own reverse proxies, whose X-Forwarded-For is believed
     allow_hosts     places that alerts, webhooks and transports may go to besides public ones (X-22, S-20): (scheme, host, port)
     """
@@ -55,6 +56,12 @@ class Settings:
     allow_hosts: frozenset[tuple[str, str, int]] = frozenset()
     scanner_networks: Path | None = None
     trusted_proxies: str = ""
+    console_url: str | None = None
+
+    @property
+    def console_base(self) -> str:
+        """The address of the console, without a slash at the end."""
+        return self.console_url or self.base_url
 
     @property
     def exports(self) -> Path:
@@ -85,7 +92,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         database_url=_database_url(overrides.get("database_url") or env.get("DATABASE_URL")),
         redis_url=_redis_url(overrides.get("redis_url") or env.get("REDIS_URL")),
         smtp_url=_smtp_url(overrides.get("smtp_url") or env.get("SMTP_URL")),
-        base_url=_base_url(base_url),
+        base_url=_base_url("NURTURE_BASE_URL", base_url),
         secret_key=_secret_key(home, env.get("NURTURE_SECRET_KEY")),
         campaigns=_campaigns(overrides.get("campaigns") or env.get("NURTURE_CAMPAIGNS")),
         inbound_domain=_inbound_domain(overrides.get("inbound_domain") or env.get("NURTURE_INBOUND_DOMAIN")),
@@ -93,6 +100,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         allow_hosts=_allow_hosts(overrides.get("allow_hosts") or env.get("NURTURE_ALLOW_HOSTS")),
         scanner_networks=_scanner_networks(overrides.get("scanner_networks") or env.get("NURTURE_SCANNER_NETWORKS")),
         trusted_proxies=_trusted_proxies(overrides.get("trusted_proxies") or env.get("NURTURE_TRUSTED_PROXIES")),
+        console_url=_console_url(overrides.get("console_url") or env.get("NURTURE_CONSOLE_URL")),
     )
 
 
@@ -110,6 +118,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "NURTURE_ALLOW_HOSTS": " ".join(f"{scheme}://{host}:{port}" for scheme, host, port in sorted(settings.allow_hosts)),
         "NURTURE_SCANNER_NETWORKS": str(settings.scanner_networks or ""),
         "NURTURE_TRUSTED_PROXIES": settings.trusted_proxies,
+        "NURTURE_CONSOLE_URL": settings.console_url,
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
 
@@ -177,11 +186,20 @@ def _smtp_url(value: str | None) -> str | None:
     return value
 
 
-def _base_url(value: str) -> str:
+def _base_url(name: str, value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise SettingError("NURTURE_BASE_URL", "must look like https://mail.example.com")
+        raise SettingError(name, "must look like https://mail.example.com")
     return value
+
+
+def _console_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    url = _base_url("NURTURE_CONSOLE_URL", value.rstrip("/"))
+    if urlsplit(url).path:
+        raise SettingError("NURTURE_CONSOLE_URL", "is a scheme and a host, without a path")
+    return url
 
 
 def _campaigns(value: str | os.PathLike | None) -> Path:

@@ -241,7 +241,7 @@ def _greet(start: _Start, engine: Engine) -> None:
     own_home = "" if settings.home == CODE / "home" else f" --home '{settings.home}'"
     command = "nurture" if not sys.argv[0].startswith(".venv") else ".venv/bin/nurture"
     start.say("")
-    start.say(f"Console   {settings.base_url}/console/sign-in/{token}")
+    start.say(f"Console   {settings.console_base}/console/sign-in/{token}")
     start.say("          (signs you in once)")
     if not settings.smtp_url:
         start.say(f"Outbox    {settings.base_url}/dev/outbox")

@@ -592,3 +592,18 @@ def test_checking_is_linear_in_the_source():
     middle = time.perf_counter()
     assert not check(long).flaws
     assert time.perf_counter() - middle < 20 * (middle - begun) + 0.05
+
+
+def test_a_honeypot_is_hidden_in_the_html_absent_from_the_text_and_off_by_default():
+    trap = "https://n.example/c/TRAP"
+    at = addresses(honeypot=trap)
+    assert trap not in rendered(section("Hi"), at=at).html
+    place = "<mj-raw>{% if mail.pixel_url %}"
+    assert BLOCKS["layout.mjml"].count(place) == 1
+    blocks = {**BLOCKS, "layout.mjml": BLOCKS["layout.mjml"].replace(place, f'<mj-include path="brand/honeypot.mjml" />{place}')}
+    mail = rendered(section("Hi"), at=at, blocks=blocks)
+    [link] = [one for one in LexborHTMLParser(mail.html).css("a") if one.attributes["href"] == trap]
+    assert link.attributes["aria-hidden"] == "true" and "display:none" in link.attributes["style"]  # so no keyboard reaches it
+    assert trap not in mail.text and trap not in mail.links
+    without = rendered(section("Hi"), at=addresses(clicks=None), blocks=blocks)
+    assert trap not in without.html and "honeypot" not in without.html

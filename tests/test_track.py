@@ -156,6 +156,27 @@ def test_t01_the_pixel_is_43_bytes_for_everybody(client, engine, fresh):
     assert [one["kind"] for one in hits(engine)] == ["open"]
 
 
+def test_t15_the_host_of_the_links_shows_no_console_where_the_console_has_its_own(settings, fresh):
+    links, letter = fresh
+    app = create_app(dataclasses.replace(settings, console_url="https://console.example.com"))
+    tracking, console = ({"base_url": one} for one in ("http://127.0.0.1:8000", "https://console.example.com"))
+    for address in ("/", "/console", "/console/accounts", "/console/sign-in/x"):
+        answer = app.test_client().get(address, **tracking)
+        assert answer.status_code == 404 and "Set-Cookie" not in answer.headers, address
+    assert app.test_client().get("/console", **console).status_code == 401
+    assert app.test_client().get("/", **console).headers["Location"] == "/console/"
+    clicked = app.test_client().get(path(links.click(letter, 0)), **tracking)
+    assert clicked.status_code == 302 and "Set-Cookie" not in clicked.headers
+    assert app.config["SESSION_COOKIE_NAME"] == "__Host-nurture", "a cookie of one host, never sent to another"
+    app.extensions["nurture"].engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["console.example.com", "https://console.example.com/nurture", "ftp://console.example.com"])
+def test_t15_an_address_of_the_console_that_cannot_be_is_named(tmp_path, url):
+    with pytest.raises(SettingError, match="NURTURE_CONSOLE_URL"):
+        load({"NURTURE_HOME": str(tmp_path), "NURTURE_CONSOLE_URL": url})
+
+
 def test_t06_only_the_network_is_kept(client, engine, fresh):
     links, letter = fresh
     client.get(path(links.click(letter, 0)), environ_base={"REMOTE_ADDR": "203.0.113.77"})

@@ -268,7 +268,7 @@ class Desk:
         named = ((about["account_name"], about["account"]), (about["contact_name"], about["contact"]))
         parts = [f"{name} ({key})" if name and name != key else key for name, key in named if key]
         parts.append(f"campaign {about['campaign_name']}, step {about['step']}")
-        link = f"{self.settings.base_url}/console/accounts/{quote(about['account'], safe='')}"
+        link = f"{self.settings.console_base}/console/accounts/{quote(about['account'], safe='')}"
         return Words(payload["subject"], payload["text"], " · ".join(parts), link)
 
     def _data(self, row: Row) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Flask, redirect, url_for
+from flask import Flask, Response, abort, redirect, url_for
 from sqlalchemy import select
 
 from app.config import Settings
@@ -27,8 +27,15 @@ def build(settings: Settings) -> Flask:
     problems.install(app, settings)
     for module in (events, inbound, links, surveys, hooks, outbox, api, console, health):
         app.register_blueprint(module.blueprint)
-    app.add_url_rule("/", "front", lambda: redirect(url_for("console.overview")))
+    app.add_url_rule("/", "front", _front)
     return app
+
+
+def _front() -> Response:
+    """The way to the console, on its host."""
+    if console.elsewhere():
+        abort(404)
+    return redirect(url_for("console.overview"))
 
 
 def _scanners(settings: Settings) -> Networks:

@@ -8,8 +8,9 @@ third parties; the only form posts are protected against forgery (X-30).
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, g, redirect, render_template, request, session, url_for
+from flask import Blueprint, Response, abort, g, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from sqlalchemy import Connection
 
@@ -36,7 +37,7 @@ def configure(state) -> None:
     """The cookie's settings (Flask's own are insecure) and the words that templates use."""
     app = state.app
     teach_external_ids(app)
-    secure = app.extensions["nurture"].settings.base_url.startswith("https://")
+    secure = app.extensions["nurture"].settings.console_base.startswith("https://")
     app.config.update(
         SESSION_COOKIE_NAME="__Host-nurture" if secure else "nurture",
         SESSION_COOKIE_SECURE=secure,
@@ -56,6 +57,8 @@ def configure(state) -> None:
 @blueprint.before_request
 def guard() -> Response | tuple[str, int] | None:
     g.now = datetime.now(UTC)
+    if elsewhere():
+        abort(404)
     if request.endpoint in OPEN:
         return None
     token = session.get("token")
@@ -66,6 +69,12 @@ def guard() -> Response | tuple[str, int] | None:
                 return None
         session.clear()
     return render_template("console/signed_out.html", ended=bool(token)), 401
+
+
+def elsewhere() -> bool:
+    """Whether the console has a host of its own, and this request came to another: that of the links, which sets and reads no cookie."""
+    url = here().settings.console_url
+    return url is not None and request.host.lower() != urlsplit(url).netloc.lower()
 
 
 @blueprint.after_request
