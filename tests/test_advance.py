@@ -268,6 +268,32 @@ def test_who_is_anonymous_becomes_somebody_by_an_alias(published):
     assert ("identify", "ada") in rows(published, event, event.c.name, event.c.contact_key)
 
 
+def test_an_alias_waits_for_what_tells_of_the_former_id_in_another_partition(published):
+    """A worker may have the account's partition in hand when another comes to the alias: the contact is renamed, not left behind."""
+    new, own = next(
+        (f"ada-{n}", partition_of(f"ada-{n}", 64)) for n in range(9) if partition_of(f"ada-{n}", 64) != partition_of("acorn", 64)
+    )
+    post(published, group(contact=None), identify("old", email="ada@example.com", roles="admin"))
+    post(published, {"type": "alias", "userId": new, "previousId": "old"}, now=at("1m"))
+    with published.begin() as conn:
+        assert advance(conn, own, at("1m"), 1000).processed == 0
+    assert count(published, event_pending) == 3
+    run(published, at("1m"))
+    run(published, at("1m"))
+    assert count(published, event_pending) == 0
+    assert rows(published, contact, contact.c.external_id, contact.c.person) == [(new, "ada@example.com")]
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_whom_nobody_has_told_of_was_seen_all_the_same(published, batch):
+    """A contact that is busy before it is told of was seen then, whether that comes in one batch or in two."""
+    post(published, group(contact=None), track("logged_in", "late"), now=at())
+    post(published, identify("late", email="late@example.com", roles="user"), now=at("1h"))
+    for partition in range(64):
+        run_partition(published, Bells(None), partition, lambda: at("1h"), batch=batch)
+    assert rows(published, contact, contact.c.last_seen_at) == [(at(),)]
+
+
 def test_two_former_ids_of_one_contact_stop_nobody(published):
     post(published, identify("a-1"), identify("a-2"))
     run(published)

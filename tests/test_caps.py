@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from sqlalchemy import select, update
 
 from app.flow.deliver import run
-from app.models import campaign, campaign_version, contact, enrollment, membership, message, reservation
+from app.models import campaign, campaign_version, contact, decision, enrollment, membership, message, reservation, template
 from app.providers.memory import MemoryTransport as transport
 from app.queue import Bells
 from app.rules.capacity import Place, refusal
@@ -104,21 +104,27 @@ def test_who_waits_for_too_long_is_skipped_with_the_reason(engine, settings, clo
 
 
 def test_a_message_that_is_not_sent_gives_its_place_back(engine, settings, clock):
-    """The winner would have a hole: the loser, who lost in the same claim, goes instead."""
+    """The winner would have a hole: it takes no place, and who comes after it in the same claim goes instead, without waiting."""
     with engine.begin() as conn:
         cast = Cast(conn, NOW, lifecycle=CAPS)
-        ada = cast.contact(first_name=None)
+        ada = cast.contact()
         low = cast.message(ada, priority=10)
+        plain = {
+            "subject": "Hello",
+            "html": "<p>Hello {{ account.name }}</p>",
+            "text": "Hello {{ account.name }}",
+            "reads": ["account.name"],
+        }
+        conn.execute(update(template).values(plain))
         conn.execute(update(contact).values(first_name=None))
         high = second(cast, ada, priority=90)
     sink = transport()
     deliver(engine, settings, clock, sink)
     assert states(engine)[high] == ("skipped", "missing_value")
     with engine.begin() as conn:
-        assert conn.execute(select(reservation)).all() == []
-        conn.execute(update(contact).values(first_name="Ada"))
-    deliver(engine, settings, clock, sink)
-    assert states(engine)[low][0] in ("sent", "skipped")
+        assert "capped" not in conn.execute(select(decision.c.reason)).scalars().all()
+        assert conn.execute(select(reservation.c.message_id)).scalars().all() == [low]
+    assert states(engine)[low] == ("sent", None)
 
 
 def test_a_message_that_the_relay_defers_keeps_its_place(engine, settings, clock):
@@ -268,6 +274,22 @@ def test_a_person_at_two_accounts_gets_a_step_once(engine, settings, clock):
     found = states(engine)
     assert {found[one] for one in (first, other)} == {("sent", None), ("skipped", "already_mailed")}
     assert len(sink.letters) == 1
+
+
+def test_what_went_to_a_former_address_counts_for_a_person_at_two_accounts(engine, settings, clock):
+    """All that ever went to a person at several accounts counts, also when the address was another then."""
+    with engine.begin() as conn:
+        cast = Cast(conn, NOW, {"per_account": True}, lifecycle=CAPS)
+        one, two = cast.contact("ada", cast.account("one")), cast.contact("ada-two", cast.account("two"))
+        cast.message(one)
+        cast.message(two)
+        late = second(cast, one, due_at=NOW + timedelta(hours=1), expires_at=NOW + 4 * DAY)
+    deliver(engine, settings, clock, transport())
+    with engine.begin() as conn:
+        conn.execute(update(contact).values(address="ada@new.test", person="ada@new.test"))
+    clock.now += timedelta(hours=1)
+    deliver(engine, settings, clock, transport())
+    assert states(engine)[late] == ("due", "capped")
 
 
 def test_unless_the_campaign_writes_for_each_account(engine, settings, clock):

@@ -489,7 +489,7 @@ def _account(story: Story, dice: random.Random, number: int, start: datetime, en
     if number % 13 == 5:
         at = on_the_tick(moment(born + every, end), odd=True)
         say(at, {"type": "alias", "userId": f"{people[-1]}-new", "previousId": people[-1]})
-        say(at + every, {"type": "track", "event": "logged_in", "userId": people[-1], "properties": {"device": "phone"}, **context})
+        say(at + every * 1.25, {"type": "track", "event": "logged_in", "userId": people[-1], "properties": {"device": "phone"}, **context})
     at, before = born, {"score": None, "band": None}
     while (at := at + timedelta(days=dice.randint(5, 40))) < end:
         band, score = dice.choice((("green", 90.0), ("yellow", 70.0), ("red", 30.0), ("red", 55.0)))
@@ -811,10 +811,8 @@ class Live:
     def _advance(self) -> int:
         total = 0
         while True:
-            # An event that names no account comes before a timer of the same instant, as every event does, but only if the partition where
-            # it waits is looked at before the one of the account that it turns out to belong to: which is first, nothing else says.
             with self.engine.connect() as conn:
-                busy = conn.exec_driver_sql(_NAMELESS).scalars().all() or conn.exec_driver_sql(_BUSY, {"now": self.now}).scalars().all()
+                busy = conn.exec_driver_sql(_BUSY, {"now": self.now}).scalars().all()
             if not busy:
                 return total
             work = [(self.engine, self.bells, partition, lambda: self.now) for partition in busy]
@@ -863,7 +861,6 @@ _ASSESS = """
 update account set health_score = %(score)s, health_band = %(band)s, health_at = %(at)s where external_id = %(key)s"""
 _KNOWN = """
 select exists (select from account where external_id = %(account)s) or exists (select from contact where external_id = %(contact)s)"""
-_NAMELESS = "select distinct partition from event_pending where account_key is null order by 1"
 _BUSY = """
 select partition from event_pending union select partition from account where due_at <= %(now)s
 union select partition from enrollment where state = 'active' and due_at <= %(now)s order by 1"""

@@ -249,7 +249,8 @@ def _resolve_aliases(conn: Connection, taken: _Taken) -> None:
 
 def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition: int, now: datetime, done: Advanced) -> None:
     """Events that name no account belong to the sole membership of their contact, perhaps in another partition; with several or
-    none they stay on the contact, unless the event that makes it a member is still on its way."""
+    none they stay on the contact, unless the event that makes it a member is still on its way. An alias waits for what tells of the
+    former id in the same way: the contact is renamed, not made under an id that leads nowhere."""
     alone = [one for one in taken.events if one.account is None]
     if not alone:
         return
@@ -257,6 +258,10 @@ def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition
     memberships: dict[str, list[tuple[str, int]]] = {}
     for contact, account, place in conn.exec_driver_sql(_MEMBERSHIPS, {"keys": keys}):
         memberships.setdefault(contact, []).append((account, place))
+    former = {one.event.id: str(one.event.properties.get("previous_id") or "") for one in alone if one.event.kind == "alias"}
+    untold: set[str] = set()
+    if former:
+        untold.update(conn.exec_driver_sql(_TELLING, {"keys": list(former.values()), "partition": partition}).scalars())
     nowhere = [key for key in keys if key not in memberships]
     coming: dict[str, list[tuple[datetime, int]]] = {}
     if nowhere:
@@ -268,7 +273,10 @@ def _route(conn: Connection, taken: _Taken, batch: consequences.Batch, partition
     for one in alone:
         contact = one.event.contact
         found = memberships.get(contact or "", [])
-        if len(found) == 1:
+        if former.get(one.event.id) in untold:
+            taken.set_aside.add(one.event.id)
+            waiting += 1
+        elif len(found) == 1:
             account, place = found[0]
             moved.append({"id": one.event.id, "account": account, "place": place})
             if place == partition:
@@ -436,6 +444,11 @@ _JOINING = """
 select e.contact_key, p.partition <> %(partition)s, p.received_at, p.event_id from event e join event_pending p on p.event_id = e.id
 where e.contact_key = any(%(keys)s) and e.account_key is not null and e.kind in ('group', 'identify')
   and not exists (select from parked k where k.account_key = e.account_key and k.released_at is null)"""
+_TELLING = """
+select distinct e.contact_key from event e join event_pending p on p.event_id = e.id
+where e.contact_key = any(%(keys)s) and e.kind in ('group', 'identify') and p.partition <> %(partition)s
+  and not exists (select from parked k where k.released_at is null
+                  and (k.account_key = e.account_key or (e.account_key is null and k.contact_key = e.contact_key)))"""
 _CLOSED = "select person, array_agg(scope) from suppression where person = any(%(persons)s) and lifted_at is null group by person"
 _MOVED = "(select unnest(%(id)s::bigint[]) as id, unnest(%(account)s::text[]) as account, unnest(%(place)s::smallint[]) as place) r"
 _MOVE_EVENTS = f"update event e set account_key = r.account from {_MOVED} where e.id = r.id"

@@ -116,8 +116,8 @@ def make_accounts(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def make_contacts(conn: Connection, keys: Mapping[str, datetime]) -> set[str]:
-    """Makes contacts that were never heard of, in the order of their keys, so that two partitions cannot wait in a circle. Returns those
-    that were made."""
+    """Makes contacts that were never told of, in the order of their keys, so that two partitions cannot wait in a circle. What they did
+    before is known: they were seen then, whether it comes in the same batch or came days before. Returns those that were made."""
     rows = conn.exec_driver_sql(_NEW_CONTACTS, {"keys": sorted(keys), "times": [keys[key] for key in sorted(keys)]})
     return set(rows.scalars())
 
@@ -423,8 +423,10 @@ def _write_derived(conn: Connection, batch: Batch) -> None:
 
 
 _NEW_CONTACTS = """
-insert into contact (external_id, created_at)
-select k, t from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
+insert into contact (external_id, created_at, last_seen_at)
+select k, t, (select max(e.occurred_at) from event e where e.contact_key = k and e.received_at <= t and e.kind = 'track'
+              and e.account_key is not null and e.source_id <> 0 and e.mark is null)
+from unnest(%(keys)s::text[], %(times)s::timestamptz[]) as r(k, t)
 where not exists (select 1 from contact c where c.external_id = k) order by k on conflict do nothing returning external_id"""
 # Returns whom there is: somebody who is no contact yet is looked for again.
 _SEEN_CONTACTS = """

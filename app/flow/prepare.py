@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, select
@@ -19,7 +20,7 @@ from app.config import Settings
 from app.errors import RenderSkip
 from app.flow import mime, publish, states
 from app.flow.claims import Ready
-from app.flow.compose import Addresses, Compiled, Composer, Link, assemble, locales
+from app.flow.compose import Addresses, Compiled, Composer, Link, Mail, assemble, locales
 from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.dkim import Signers
 from app.flow.links import Links
@@ -82,18 +83,37 @@ class Preparer:
         return facts
 
     def _reserve(self, conn: Connection, facts: Facts, claimed: Sequence[Row], now: datetime) -> None:
-        """Gives places in the order of the claims, as far as the gates before the caps are open."""
+        """Gives places in the order of the claims, as far as the gates are open and the mail can be written: what is skipped for a hole
+        takes nothing from those that come after it."""
         for row in claimed:
             account, enrollment, contact = facts.of(row)
             if account is None or enrollment is None or contact is None or row.expires_at <= now:
+                facts.places.leave(row)
                 continue
             version = facts.book.versions[row.version_id]
             node, asked = version.nodes[row.step_id], facts.asked_at(contact.person, row.id)
-            if consent.gate(facts.book, account, enrollment, version, node, contact, now, asked) is None:
-                taken = facts.places.take(row, account, contact, enrollment)
-                if taken and row.kind == "survey" and not enrollment.shadow:
-                    facts.surveys.setdefault(contact.person, {})[row.id] = now
+            shut = consent.gate(facts.book, account, enrollment, version, node, contact, now, asked)
+            if shut is not None or not facts.places.take(row, account, contact, enrollment):
+                facts.places.leave(row)
+                continue
+            if (hole := self._hole(facts, row, account, enrollment, contact, now)) is not None:
+                facts.holes[row.id] = hole
+                facts.places.leave(row)
+                continue
+            if row.kind == "survey" and not enrollment.shadow:
+                facts.surveys.setdefault(contact.person, {})[row.id] = now
         facts.places.write(conn)
+
+    def _hole(self, facts: Facts, row: Row, account: Account, enrollment: Enrollment, contact: Contact, now: datetime) -> RenderSkip | None:
+        """Why the mail cannot be written, where the contact's values are to blame. Anything else `make` finds as well, and tells."""
+        scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
+        try:
+            self._render(facts, row, scope, NOWHERE)
+        except RenderSkip as skip:
+            return skip
+        except Exception:
+            log.debug("message %s cannot be rendered", row.id, exc_info=True)
+        return None
 
     def make(self, facts: Facts, row: Row, now: datetime, service: Relay | None = None) -> Prepared | Outcome:
         """The letter, if it may go now by what was known when `facts` were read; else the outcome with its reason. No I/O.
@@ -125,13 +145,14 @@ class Preparer:
             return _shut(row, shut, now)
         if (no := facts.places.refused.get(row.id)) is not None:
             return replace(_shut(row, no, now), filled_by=no.filled_by)
+        if (hole := facts.holes.get(row.id)) is not None:
+            return _outcome(row, "skipped", hole.reason, now, "render", hole.evidence)
         if row.id not in facts.places.held and facts.places.needed(row, contact.person):
             # Places were not given, or the gates were shut a moment ago, when they were: the next claim asks for one.
             return _outcome(row, "due", row.reason, now, "send", due_at=now)
         try:
             made = self._letter(book, facts, row, account, enrollment, version, node, contact, now, service)
         except RenderSkip as skip:
-            facts.surveys.get(contact.person, {}).pop(row.id, None)
             return _outcome(row, "skipped", skip.reason, now, "render", skip.evidence)
         if isinstance(made, Outcome):
             facts.surveys.get(contact.person, {}).pop(row.id, None)
@@ -154,19 +175,17 @@ class Preparer:
         now: datetime,
         service: Relay | None,
     ) -> Prepared | Outcome:
-        compiled, key = self._template(row, contact.locale)
         lifecycle, links, message_id = book.lifecycle, self.links, row.id
         sender = mail_from(lifecycle.sender_of(version.campaign.sender), account)
         scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
-        kept = values(scope, compiled.reads, book.schema)
         transactional = row.topic == TRANSACTIONAL
         unsubscribe = links.unsubscribe(message_id)
         asked = _asked(version, node, enrollment, row, contact)
         opens, clicks = facts.may_track(contact, transactional)
-        mail = self.composer.render(
-            key,
-            compiled,
-            kept,
+        mail, kept = self._render(
+            facts,
+            row,
+            scope,
             Addresses(
                 unsubscribe=unsubscribe,
                 preferences=links.preferences(message_id),
@@ -177,8 +196,6 @@ class Preparer:
                 score=(lambda score: links.survey(asked, score)) if asked else None,
                 honeypot=links.honeypot(message_id) if clicks else None,
             ),
-            facts.brand,
-            why(lifecycle.brand.name, account),
         )
         address = mime.address(sender.email, "From")
         domain = address.rpartition("@")[2].lower()
@@ -214,6 +231,13 @@ class Preparer:
         ready = Ready(row, contact.person, header, mail.subject, kept, mail.links)
         ages = ages_of(row.topic, lifecycle.sending)
         return Prepared(ready, letter, ages, self.signers.of.get(domain), service.unsigned if service else frozenset())
+
+    def _render(self, facts: Facts, row: Row, scope: Scope, addresses: Addresses) -> tuple[Mail, dict[str, Any]]:
+        """The mail with the values it was written with. Raises RenderSkip."""
+        compiled, key = self._template(row, scope.contact.locale)
+        kept = values(scope, compiled.reads, facts.book.schema)
+        reader = why(facts.book.lifecycle.brand.name, scope.account)
+        return self.composer.render(key, compiled, kept, addresses, facts.brand, reader), kept
 
     def _template(self, row: Row, locale: str | None) -> tuple[Compiled, tuple[int, str, str]]:
         """The step's template in the contact's language, or in the default one."""
@@ -267,6 +291,7 @@ class Facts:
         self.said: dict[tuple[str, str], bool] = {
             (person, purpose): granted for person, purpose, granted in conn.exec_driver_sql(_SAID, {"persons": list(self.persons)})
         }
+        self.holes: dict[UUID, RenderSkip] = {}  # what cannot be written
         self.places = Places(conn, book, self.persons, self.accounts, now, reserving)
         self.surveys: dict[str | None, dict[UUID, datetime]] = {}  # by person: what they were asked, or are about to be
         if any(row.kind == "survey" for row in claimed):
@@ -293,6 +318,8 @@ class Facts:
         return max((at for ident, at in self.surveys.get(person, {}).items() if ident != message_id), default=None)
 
 
+# Where the links of a mail lead that is only tried.
+NOWHERE = Addresses(unsubscribe="", preferences="", view="", pixel=None, clicks=None, score=lambda score: "")
 # What counts about tracking is the last word that was said about it (T-05, T-16).
 _SAID = """
 select distinct on (person, purpose) person, purpose, granted from consent

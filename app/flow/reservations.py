@@ -73,7 +73,8 @@ class Places:
         version = self.book.versions[row.version_id]
         wanted = Place(row.id, contact.person, account.id, row.topic, version.key, row.step_id, enrollment.shadow, self.now)
         mine, ours = self._by_person.get(wanted.person, {}), self._by_account.get(wanted.account, {})
-        no = capacity.refusal(self.book, version, wanted, {**mine, **ours}.values())
+        # What went to the person when it had another address is its own where it is at several accounts: that side comes last.
+        no = capacity.refusal(self.book, version, wanted, {**ours, **mine}.values())
         if no is not None:
             self.refused[row.id] = no
             return False
@@ -82,9 +83,17 @@ class Places:
         self.held.add(row.id)
         return True
 
+    def leave(self, row: Row) -> None:
+        """The message takes no place, or no longer: those that come after it in the batch find it free."""
+        self.held.discard(row.id)
+        place = self._by_account.get(row.account_id, {}).pop(row.id, None)
+        if place is not None:
+            self._by_person.get(place.person, {}).pop(row.id, None)
+
     def write(self, conn: Connection) -> None:
         """Stores what was taken."""
-        insert_rows(conn, reservation, self._fresh, conflict="(message_id) do update set person = excluded.person, at = excluded.at")
+        fresh = [one for one in self._fresh if one["message_id"] in self.held]
+        insert_rows(conn, reservation, fresh, conflict="(message_id) do update set person = excluded.person, at = excluded.at")
 
     def _note(self, place: Place) -> None:
         self._by_person.setdefault(place.person, {})[place.message] = place

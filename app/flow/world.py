@@ -195,6 +195,7 @@ class World:
         self._holds: dict[tuple[str | None, str | None], list[_Hold]] = defaultdict(list)  # by account or contact
         self._aliases: dict[str, str] = {}
         self._seen: dict[str, int] = {}  # contact → day
+        self._unknown: dict[str, datetime] = {}  # last seen, of those who are no contacts yet
         self._late: dict[str, datetime] = {}  # contact → last seen, where `_contacts` does not know it yet
         self._asked: dict[str, datetime] = {}  # contact → latest survey
         self._by_person: dict[str, dict[UUID, Place]] = defaultdict(dict)
@@ -400,7 +401,7 @@ class World:
         event = Event(one.name, one.properties, *times, one.message_id, one.kind, contact, one.mark, 0, None, one.source, closed)
         speaks = one.kind in ("identify", "group") and contact is not None
         if speaks and contact not in self._contacts:
-            self._contacts[contact] = Contact(contact, self._row())
+            self._contacts[contact] = Contact(contact, self._row(), last_seen_at=self._unknown.pop(contact, None))
         key = one.account
         if key is None:
             accounts = self._members.get(contact or "", ())
@@ -412,7 +413,7 @@ class World:
             home = self._homes.get(key) or self._make(key, event.received_at)
             self._react(home, event, self._stranger(contact) if speaks else None)
             if one.kind == "track" and contact is not None and one.mark is None and not event.own:
-                self._saw(contact, event.occurred_at)
+                self._saw(contact, one.contact, event.occurred_at)
         if one.kind == "alias":
             self._join(str(one.properties.get("previous_id") or ""), contact)
 
@@ -513,11 +514,15 @@ class World:
             if uncounted:
                 home.uncounted.add(metric)
 
-    def _saw(self, contact: str, at: datetime) -> None:
-        """When a contact was last seen is kept to the day; the facts learn it when somebody wants to know."""
+    def _saw(self, contact: str, called: str, at: datetime) -> None:
+        """When a contact was last seen is kept to the day; the facts learn it when somebody wants to know. Whom nobody has told of yet was
+        seen under the id that it was called by."""
         known = self._contacts.get(contact)
         day = at.toordinal()
-        if known is None or self._seen.get(contact, 0) >= day:
+        if known is None:
+            self._unknown[called] = max(at, self._unknown.get(called, at))
+            return
+        if self._seen.get(contact, 0) >= day:
             return
         self._seen[contact] = day
         if known.last_seen_at is None or known.last_seen_at.toordinal() < day:
