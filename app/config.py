@@ -41,6 +41,7 @@ class Settings:
     scanner_networks  a file of networks of mail scanners and data centres, one a line: clicks from there are suspected (4.3)
     console_url       the address of the console where it has a host of its own; the host of the links then shows no console (T-15)
     trusted_proxies   addresses and networks of our own reverse proxies, whose X-Forwarded-For is believed
+    hosts           names that people's pages are served under besides the base URL's and this machine's own (X-36)
     allow_hosts     places that alerts, webhooks and transports may go to besides public ones (X-22, S-20): (scheme, host, port)
     """
 
@@ -57,6 +58,7 @@ class Settings:
     scanner_networks: Path | None = None
     trusted_proxies: str = ""
     console_url: str | None = None
+    hosts: frozenset[str] = frozenset()
 
     @property
     def console_base(self) -> str:
@@ -101,6 +103,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides) -> Settings:
         scanner_networks=_scanner_networks(overrides.get("scanner_networks") or env.get("NURTURE_SCANNER_NETWORKS")),
         trusted_proxies=_trusted_proxies(overrides.get("trusted_proxies") or env.get("NURTURE_TRUSTED_PROXIES")),
         console_url=_console_url(overrides.get("console_url") or env.get("NURTURE_CONSOLE_URL")),
+        hosts=_hosts(env.get("NURTURE_HOSTS")),
     )
 
 
@@ -119,6 +122,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "NURTURE_SCANNER_NETWORKS": str(settings.scanner_networks or ""),
         "NURTURE_TRUSTED_PROXIES": settings.trusted_proxies,
         "NURTURE_CONSOLE_URL": settings.console_url,
+        "NURTURE_HOSTS": " ".join(sorted(settings.hosts)),
     }
     return {**os.environ, **{name: value or "" for name, value in told.items()}}
 
@@ -272,6 +276,18 @@ def _trusted_proxies(value: str | None) -> str:
             problem = f"{word!r} is neither an address nor a network such as 10.0.0.0/8"
             raise SettingError("NURTURE_TRUSTED_PROXIES", problem) from error
     return " ".join(words)
+
+
+def _hosts(value: str | None) -> frozenset[str]:
+    found = frozenset(entry.lower() for entry in (value or "").replace(",", " ").split())
+    for entry in found:
+        try:
+            named = _DOMAIN.fullmatch(f"{entry}.x") or ip_address(entry.strip("[]"))
+        except ValueError:
+            named = None
+        if not named:
+            raise SettingError("NURTURE_HOSTS", f"{entry!r} is not the name of a host; write it like mail.example.com, without a port")
+    return frozenset(entry.strip("[]") for entry in found)
 
 
 def _secret_key(home: Path, value: str | None) -> str:

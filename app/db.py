@@ -33,6 +33,7 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's text goes to logs, which hold nothing of anybody
         json_serializer=lambda value: to_json(value).decode(),
         json_deserializer=from_json,
         connect_args={"prepare_threshold": None, "connect_timeout": 5, "application_name": "nurture"},

@@ -29,7 +29,8 @@ from rq.timeouts import UnixSignalDeathPenalty
 from rq.worker import WorkerStatus
 from sqlalchemy.exc import DBAPIError
 
-from app import jobs
+from app import jobs, logs
+from app.config import load
 from app.errors import NurtureError
 from app.flow.inbound.poll import remember
 from app.queue import ADVANCE, CHORES, DELIVER, find_due, tick
@@ -52,7 +53,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="worker.py", description="Nurture's workers.")
     parser.add_argument("role", nargs="?", default="all", choices=[*ROLES, "all"])
     role = parser.parse_args(argv).role
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    try:
+        logs.start(load().secret_key)
+    except NurtureError as error:
+        print(error, file=sys.stderr)
+        return 2
     logging.getLogger("rq").setLevel(logging.WARNING)
     logging.getLogger("rq.worker").setLevel(logging.WARNING)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ LAYERS = [
     {"models", "providers", "migrate"},
     {"rules", "queue", "pacing"},
     {"db", "embedded", "home", "children", "launch", "supervise"},
-    {"config"},
+    {"config", "logs"},
     {"errors"},
 ]
 FLASK = {"web", "__init__"}
@@ -126,3 +127,22 @@ def test_no_two_bindings_of_mjml_and_a_current_cryptography():
     assert "mjml" not in names
     assert "sns-message-validator" not in names
     assert int(names["cryptography"].split(".")[0]) >= 45
+
+
+def test_x45_nothing_is_pickled_and_no_xml_parsed():
+    """Jobs are JSON; nothing that comes from elsewhere is made an object by a format that can do more than data."""
+    banned = {"pickle", "cPickle", "dill", "marshal", "shelve", "xml", "lxml", "xmlrpc", "yaml"}
+    found = {f"{path.relative_to(CODE)}: {name}" for path in modules() for name in imports(path) if name.split(".")[0] in banned}
+    assert not found
+    for path in modules():
+        for line in path.read_text("utf-8").splitlines():
+            if re.search(r"\b(Queue|Listener|Job\.fetch)\(.*connection=", line):
+                assert "serializer=JSONSerializer" in line, f"{path}: {line}"
+
+
+def test_x47_every_package_is_pinned_by_its_hash():
+    packages = re.split(r"\n(?=[A-Za-z0-9])", (CODE / "requirements.lock").read_text())
+    pinned = [one for one in packages if re.match(r"[A-Za-z0-9_.\[\]-]+==", one)]
+    assert len(pinned) > 40
+    assert not [one.split()[0] for one in pinned if "--hash=sha256:" not in one]
+    assert "--require-hashes" in (CODE / "bin" / "setup").read_text()

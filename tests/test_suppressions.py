@@ -91,6 +91,12 @@ def test_what_is_no_such_file_is_refused_whole(conn, data):
     assert closed(conn) == []
 
 
+def test_x41_a_file_is_bounded(conn):
+    with pytest.raises(InputError, match="50 MB"):
+        suppressing.import_file(conn, b"email\n" + b"x" * suppressing.FILE_BYTES, NOW, by="test", source="big.csv")
+    assert conn.execute(text("select count(*) from suppression")).scalar_one() == 0
+
+
 def test_p04_no_file_opens_an_address(conn):
     suppressing.add(conn, "ada@example.org", "all", "unsubscribed", NOW, by="x", method="operator")
     for row in ("ada@example.org,all,manual", "ada@example.org,product,unsubscribed", "ada@example.org,all,unsubscribed"):

@@ -60,6 +60,16 @@ def test_the_link_of_a_score_shows_it_chosen_and_answers_nothing(client, engine,
     assert hits == [{"kind": "survey", "link": score} for score in (0, 7, 10)]
 
 
+def test_q04_whoever_fetches_every_score_answers_nothing(client, engine, cast, asked):
+    for method in ("HEAD", "GET", "OPTIONS"):
+        for score in range(11):
+            client.open(path(cast.links.survey(asked, score)), method=method, headers=BROWSER)
+    for table in ("response", "event", "delivery_event"):
+        assert rows(engine, f"select * from {table}") == []
+    assert send(client, path(cast.links.survey(asked)), 9).status_code == 200  # the person's own answer still counts
+    assert [row["score"] for row in rows(engine, "select score from response")] == [9]
+
+
 @pytest.mark.parametrize("score", ["11", "-1", "x", "5.0", "９", "9" * 400, "%20"])
 def test_a_score_off_the_scale_in_the_link_chooses_nothing(client, url, score):
     page = client.get(f"{url}/{score}")

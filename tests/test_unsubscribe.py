@@ -230,3 +230,11 @@ def test_u02_the_address_alone_says_who_and_what_and_nobody_can_make_one(client,
         assert answer.status_code == 404
         bodies.add(re.sub(r'nonce="[^"]*"', "", answer.text))
     assert len(bodies) == 1 and closed(engine) == []
+
+
+def test_x39_a_page_that_is_posted_without_end_is_told_to_wait_and_everything_can_always_be_stopped(client, engine, page):
+    token = nonce(client.get(page))
+    seen = [client.post(page, data={"nonce": token, "action": "save", "topic": "product"}).status_code for _ in range(25)]
+    assert seen[:20] == [200] * 20 and seen[-1] == 429
+    assert client.post(page, data={"nonce": token, "action": "everything"}).status_code == 200
+    assert "all" in closed(engine)

@@ -11,8 +11,8 @@ from app.errors import SettingError
 from app.models import installation
 from app.queue import Bells
 from app.rules.networks import Networks, read_networks
-from app.web import api, console, events, health, hooks, inbound, links, outbox, problems, surveys
-from app.web.context import Installation
+from app.web import api, console, events, guards, health, hooks, inbound, links, outbox, problems, surveys
+from app.web.context import Installation, teach_ids
 
 
 def build(settings: Settings) -> Flask:
@@ -24,7 +24,9 @@ def build(settings: Settings) -> Flask:
     with engine.connect() as conn:
         partitions = conn.execute(select(installation.c.partitions)).scalar_one()
     app.extensions["nurture"] = Installation(settings, engine, Bells(settings.redis_url), partitions, *lists)
+    teach_ids(app)
     problems.install(app, settings)
+    guards.install(app, settings)
     for module in (events, inbound, links, surveys, hooks, outbox, api, console, health):
         app.register_blueprint(module.blueprint)
     app.add_url_rule("/", "front", _front)

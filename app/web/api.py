@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from flask import Blueprint, Response, abort, g, request
+from flask import Blueprint, Response, abort, current_app, g, request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 from sqlalchemy import Connection
@@ -28,12 +28,12 @@ from app.flow.versions import list_versions
 from app.rules.definition import MODES
 from app.rules.modes import OVERDUE
 from app.rules.reasons import sentence
-from app.web.context import here, reading, teach_external_ids
+from app.web.context import here, reading
+from app.web.guards import too_fast
 from app.web.openapi import PREFIX, Operation, Param, document
 from app.web.problems import problem
 
 blueprint = Blueprint("api", __name__)
-blueprint.record_once(lambda state: teach_external_ids(state.app))
 OPERATIONS: dict[str, Operation] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -85,6 +85,8 @@ def guard() -> Response | None:
         return problem(401, "The API key is unknown or revoked.", headers=challenge)
     if not key.allows(wanted.scope):
         return problem(403, f"This key has the scope {key.scope}; the request needs {wanted.scope}.")
+    if wait := current_app.extensions["nurture.paces"].api.wait(key.id):
+        return too_fast(wait)
     g.key = key
     known = {param.name for param in wanted.query}
     if unknown := sorted(set(request.args) - known):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from flask import Flask, current_app
+from flask import Flask, current_app, request
 from sqlalchemy import Connection, Engine
-from werkzeug.routing import PathConverter
+from werkzeug.routing import IntegerConverter, Map, PathConverter
 
 from app.config import Settings
 from app.queue import Bells
@@ -30,6 +31,14 @@ def here() -> Installation:
     return current_app.extensions["nurture"]
 
 
+def asked_host() -> str:
+    """The name or number that the request was made to, in small letters, without a port; empty when it is none."""
+    try:
+        return (urlsplit(f"//{request.host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
 class ExternalId(PathConverter):
     """`<key:…>` in a route: an external id, which is any text, slashes at its ends included."""
 
@@ -37,8 +46,16 @@ class ExternalId(PathConverter):
     part_isolating = False
 
 
-def teach_external_ids(app: Flask) -> None:
-    app.url_map.converters["key"] = ExternalId
+class RowNumber(IntegerConverter):
+    """`<bigint:…>` in a route: the number of a row, as large as PostgreSQL's can be. What is larger is no such address."""
+
+    def __init__(self, url_map: Map):
+        super().__init__(url_map, max=2**63 - 1)
+
+
+def teach_ids(app: Flask) -> None:
+    """The kinds of ids in routes; before any blueprint is registered."""
+    app.url_map.converters |= {"key": ExternalId, "bigint": RowNumber}
 
 
 @contextmanager

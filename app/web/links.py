@@ -10,7 +10,7 @@ from base64 import b64decode
 from datetime import UTC, datetime
 from uuid import UUID
 
-from flask import Blueprint, Response, redirect, request
+from flask import Blueprint, Response, current_app, redirect, request
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -127,9 +127,13 @@ def choose(token: str) -> Response:
         message = _message(conn, token, "preferences")
         if message is None:
             return public.not_found(conn)
-        if request.form.get("nonce") != public.links().nonce(token, "preferences"):
+        if not public.from_our_page(token, "preferences"):
             return _preference_page(conn, message, status=400, problem=public.say("out_of_date"))
-        done = _take(conn, message, request.form.get("action") or "save", now)
+        action = request.form.get("action") or "save"
+        # Whoever wants to stop everything is never told to wait.
+        if action != "everything" and current_app.extensions["nurture.paces"].preferences.wait(str(message.id)):
+            return _preference_page(conn, message, status=429, problem=public.say("too_fast"))
+        done = _take(conn, message, action, now)
         return _preference_page(conn, message, done=done)
 
 

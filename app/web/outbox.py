@@ -7,13 +7,12 @@ name, and not through a proxy. Everywhere else these addresses are 404, like any
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, abort, jsonify, make_response, render_template, request
 
 from app.config import Settings, is_loopback
 from app.flow.reading import outbox
-from app.web.context import here
+from app.web.context import asked_host, here
 
 blueprint = Blueprint("outbox", __name__, url_prefix="/dev")
 
@@ -36,11 +35,7 @@ def is_here(settings: Settings) -> bool:
     names = [name.lower() for name, _ in request.headers]
     if any(name in ("forwarded", "x-real-ip", "via") or name.startswith("x-forwarded") for name in names):
         return False
-    try:
-        host = urlsplit(f"//{request.host}").hostname
-    except ValueError:
-        return False
-    return is_loopback(host or "")
+    return is_loopback(asked_host())
 
 
 @blueprint.before_request
@@ -66,7 +61,7 @@ def listing() -> str:
     return render_template("outbox/listing.html", mails=mails, limit=outbox.NEWEST)
 
 
-@blueprint.get("/outbox/<int:mail_id>")
+@blueprint.get("/outbox/<bigint:mail_id>")
 def reading(mail_id: int) -> str:
     """One mail with its headers, both parts, and the way to the next."""
     with here().engine.connect() as conn:
@@ -77,7 +72,7 @@ def reading(mail_id: int) -> str:
     return render_template("outbox/reading.html", mail=mail, newer=newer, older=older)
 
 
-@blueprint.get("/outbox/<int:mail_id>/html")
+@blueprint.get("/outbox/<bigint:mail_id>/html")
 def body(mail_id: int) -> Response:
     """The HTML part alone, for the reading pane's frame."""
     with here().engine.connect() as conn:

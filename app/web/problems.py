@@ -34,6 +34,7 @@ CODES = {
     405: "method_not_allowed",
     413: "too_large",
     415: "not_json",
+    421: "wrong_host",
     429: "too_many_requests",
     500: "internal_error",
     503: "unavailable",

@@ -5,6 +5,7 @@ They need no session and set no cookie, run no script, load nothing from third p
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ def notice(conn: Connection | None, name: str, /, status: int = 200, **values: o
 def not_found(conn: Connection | None = None) -> Response:
     """The one answer to every bad token: it does not tell what was wrong."""
     return notice(conn, "not_found", 404)
+
+
+def from_our_page(token: str, kind: str) -> bool:
+    """Whether the form that was posted carries the nonce of our page for this token (Q-06)."""
+    given = request.form.get("nonce", "").encode("utf-8", "replace")
+    return hmac.compare_digest(given, links().nonce(token, kind).encode())
 
 
 def ink_on(color: str) -> str:

@@ -67,7 +67,7 @@ def answer(token: str, score: str | None = None) -> Response:
         low, high = SCALES[message.survey].low, SCALES[message.survey].high
         chosen = int(given) if given.isascii() and given.isdecimal() and len(given) < 4 and low <= int(given) <= high else None
         again = {"chosen": chosen, "comment": comment, "answered": False}
-        if request.form.get("nonce") != public.links().nonce(token, "survey"):
+        if not public.from_our_page(token, "survey"):
             return _form(conn, token, message, closes, 400, problem=public.say("press_again"), **again)
         if chosen is None:
             return _form(conn, token, message, closes, 400, problem=public.say("choose_number", low=low, high=high), **again)

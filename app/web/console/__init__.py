@@ -18,8 +18,10 @@ from app.errors import InputError, NotFound
 from app.flow import access
 from app.flow.publish import book
 from app.rules.book import Book
+from app.web import public
 from app.web.console import words
-from app.web.context import here, teach_external_ids
+from app.web.context import here
+from app.web.guards import too_fast
 
 blueprint = Blueprint("console", __name__, url_prefix="/console")
 csrf = CSRFProtect()
@@ -36,7 +38,6 @@ OPEN = frozenset({"console.take_sign_in"})
 def configure(state) -> None:
     """The cookie's settings (Flask's own are insecure) and the words that templates use."""
     app = state.app
-    teach_external_ids(app)
     secure = app.extensions["nurture"].settings.console_base.startswith("https://")
     app.config.update(
         SESSION_COOKIE_NAME="__Host-nurture" if secure else "nurture",
@@ -93,6 +94,8 @@ def take_sign_in(token: str) -> Response | tuple[str, int]:
     """Signs in by a one-time link. HEAD changes nothing."""
     if request.method == "HEAD":
         return Response(status=200)
+    if wait := current_app.extensions["nurture.paces"].sign_in.wait(public.network() or ""):
+        return too_fast(wait)
     with here().engine.begin() as conn:
         made = access.sign_in(conn, token, g.now, request.headers.get("User-Agent"))
         if made and (old := session.get("token")):

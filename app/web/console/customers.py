@@ -136,7 +136,7 @@ def hold() -> Response:
     return _back(kind, key)
 
 
-@blueprint.post("/holds/<int:hold_id>/release")
+@blueprint.post("/holds/<bigint:hold_id>/release")
 def release(hold_id: int) -> Response:
     with here().engine.begin() as conn:
         holding.release(conn, hold_id, g.now)

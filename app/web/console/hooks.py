@@ -29,19 +29,19 @@ def hooks_page() -> str:
         )
 
 
-@blueprint.get("/hooks/<int:call_id>", endpoint="hook_call")
+@blueprint.get("/hooks/<bigint:call_id>", endpoint="hook_call")
 def call_page(call_id: int) -> str:
     with reading() as conn:
         known_book(conn)
-        return render_template("console/hook_call.html", call=hooks.call(conn, min(call_id, 2**63 - 1)))
+        return render_template("console/hook_call.html", call=hooks.call(conn, call_id))
 
 
-@blueprint.post("/hooks/<int:call_id>", endpoint="retry_hook_call")
+@blueprint.post("/hooks/<bigint:call_id>", endpoint="retry_hook_call")
 def retry(call_id: int) -> Response | tuple[str, int]:
     """Has the call read once more, and goes back to it."""
     try:
         with here().engine.begin() as conn:
-            retry_call(conn, min(call_id, 2**63 - 1))
+            retry_call(conn, call_id)
     except InputError as error:
         return render_template("console/problem.html", title="Nothing was changed", detail=str(error)), 400
     here().bells.hooks()

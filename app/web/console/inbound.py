@@ -30,13 +30,13 @@ def inbound_page() -> str:
         )
 
 
-@blueprint.get("/inbound/<int:mail_id>", endpoint="inbound_mail")
+@blueprint.get("/inbound/<bigint:mail_id>", endpoint="inbound_mail")
 def mail_page(mail_id: int) -> str:
     with reading() as conn:
         return render_template("console/inbound_mail.html", mail=inbound.mail(conn, mail_id))
 
 
-@blueprint.get("/inbound/<int:mail_id>/raw", endpoint="inbound_raw")
+@blueprint.get("/inbound/<bigint:mail_id>/raw", endpoint="inbound_raw")
 def raw_mail(mail_id: int) -> Response:
     """The bytes as they came, to be saved as a text file."""
     with reading() as conn:
@@ -48,7 +48,7 @@ def raw_mail(mail_id: int) -> Response:
     return response
 
 
-@blueprint.post("/inbound/<int:mail_id>", endpoint="retry_inbound")
+@blueprint.post("/inbound/<bigint:mail_id>", endpoint="retry_inbound")
 def read_again(mail_id: int) -> Response:
     """Has the mail read again; what was heard of it already counts once."""
     with here().engine.begin() as conn:
