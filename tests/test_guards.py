@@ -105,7 +105,7 @@ def test_x39_a_pace_lets_a_burst_through_and_then_so_many_a_second():
 def test_x39_a_key_that_asks_without_end_is_told_to_wait_and_the_others_are_not(app, client):
     with app.extensions["nurture"].engine.begin() as conn:
         busy, calm = (access.create_key(conn, name, "read", NOW) for name in ("busy", "calm"))
-    pace, name = app.extensions["nurture.paces"].api, busy.split("_")[1]
+    pace, name = app.extensions["paces"].api, busy.split("_")[1]
     while pace.wait(name, time.monotonic() + 60) == 0:  # as if it had asked for a minute
         pass
     answer = client.get("/api/v1/holds", headers={"Authorization": f"Bearer {busy}"})

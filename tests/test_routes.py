@@ -43,6 +43,7 @@ SAMPLE = {
     "hold_id": "1",
     "mail_id": "1",
     "call_id": "1",
+    "ident": "1",
     "filename": "console.css",
 }
 

@@ -85,7 +85,7 @@ def guard() -> Response | None:
         return problem(401, "The API key is unknown or revoked.", headers=challenge)
     if not key.allows(wanted.scope):
         return problem(403, f"This key has the scope {key.scope}; the request needs {wanted.scope}.")
-    if wait := current_app.extensions["nurture.paces"].api.wait(key.id):
+    if wait := current_app.extensions["paces"].api.wait(key.id):
         return too_fast(wait)
     g.key = key
     known = {param.name for param in wanted.query}

@@ -58,7 +58,7 @@ class Paces:
 def install(app: Flask, settings: Settings) -> None:
     """Gives `app` its guards. Pages for people are served under the names of the base URL and the console, those of NURTURE_HOSTS and this
     machine's own; what programs call, and health checks, under any name. A forwarded host counts for nothing."""
-    app.extensions["nurture.paces"] = Paces()
+    app.extensions["paces"] = Paces()
     ours = settings.hosts | {settings.base_host, urlsplit(settings.console_base).hostname or ""}
 
     @app.before_request

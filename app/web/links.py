@@ -131,7 +131,7 @@ def choose(token: str) -> Response:
             return _preference_page(conn, message, status=400, problem=public.say("out_of_date"))
         action = request.form.get("action") or "save"
         # Whoever wants to stop everything is never told to wait.
-        if action != "everything" and current_app.extensions["nurture.paces"].preferences.wait(str(message.id)):
+        if action != "everything" and current_app.extensions["paces"].preferences.wait(str(message.id)):
             return _preference_page(conn, message, status=429, problem=public.say("too_fast"))
         done = _take(conn, message, action, now)
         return _preference_page(conn, message, done=done)

@@ -94,7 +94,7 @@ def take_sign_in(token: str) -> Response | tuple[str, int]:
     """Signs in by a one-time link. HEAD changes nothing."""
     if request.method == "HEAD":
         return Response(status=200)
-    if wait := current_app.extensions["nurture.paces"].sign_in.wait(public.network() or ""):
+    if wait := current_app.extensions["paces"].sign_in.wait(public.network() or ""):
         return too_fast(wait)
     with here().engine.begin() as conn:
         made = access.sign_in(conn, token, g.now, request.headers.get("User-Agent"))
