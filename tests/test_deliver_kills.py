@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +20,8 @@ import pytest
 from sqlalchemy import func, select, text
 
 from app import db, embedded, models
-from app.config import CODE
-from app.flow.deliver import recover
+from app.config import CODE, load
+from app.flow.deliver import Limits, recover, run
 from app.migrate import migrate
 from app.queue import Bells
 from tests.cast import Cast
@@ -273,6 +274,47 @@ def test_postgres_restarted_and_a_backend_killed_in_the_middle(tmp_path_factory,
             assert worker.process.poll() is None, worker.said()
             worker.end()
             check(engine, server, 200)
+        engine.dispose()
+    finally:
+        postgres.stop()
+
+
+def test_a_result_that_a_crash_takes_with_it_is_written_again(tmp_path, caplog):
+    """The result was committed and not on disk yet: the worker lives, knows it, and says it once more."""
+    home = Path(tempfile.mkdtemp(prefix="nurture-test-", dir="/tmp"))
+    os.chmod(home, 0o755)
+    # Nothing reaches the disk by itself while this test looks at it.
+    postgres = embedded.Postgres(home, {"wal_writer_delay": "10s", "autovacuum": "off"})
+    stopping = threading.Event()
+    try:
+        postgres.start()
+        database = postgres.ensure_database("nurture")
+        engine = db.connect(database)
+        migrate(engine, datetime.now(UTC))
+        due(engine, 5)
+        with FaultySmtp() as server:
+            settings = load({}, home=tmp_path / "home", database_url=database, smtp_url=server.url)
+            limits = Limits(heartbeat=600, idle=600, gather=0.0)
+            options = {"limits": limits, "stopping": stopping.is_set, "rung": threading.Event()}
+            theirs = db.connect(database)
+            worker = threading.Thread(target=run, args=(theirs, settings, uuid4(), clock, Bells(None)), kwargs=options)
+            worker.start()
+            try:
+                eventually(lambda: states(engine) == {"sent": 5})
+                postgres.process.kill()
+                postgres.process.wait(10)
+                postgres.launch()
+                eventually(lambda: answers(database))
+                engine.dispose()
+                eventually(lambda: states(engine) == {"sent": 5}, 3 * limits.flushed)
+                assert "has lost" in caplog.text, "the crash came too late to take anything"
+                assert worker.is_alive()
+            finally:
+                stopping.set()
+                worker.join(20)
+                theirs.dispose()
+            assert sorted(server.accepted.values()) == [1] * 5
+        assert settled(engine) == ["sent"] * 5
         engine.dispose()
     finally:
         postgres.stop()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
@@ -29,9 +31,10 @@ log = logging.getLogger("nurture.deliver")
 class Bookkeeper:
     """Writes outcomes in bulk, in the background, as often as they come.
 
-    A database that is away is waited for, and the same outcomes are written again: nothing is sent again for it. `note` learns of the
-    outcomes in their transaction; `written` is called after each commit. Never loses an outcome, unless the worker is told to stop while
-    the database is away; then `in_dot` stays, which recovery calls unknown.
+    A database that is away is waited for, and the same outcomes are written again: nothing is sent again for it. So is what a crash of
+    the database took with it although it was committed: nobody waits for the disk at a result, so each is looked at once more when it
+    must have got there. `note` learns of the outcomes in their transaction; `written` is called after each commit. Never loses an outcome,
+    unless the worker dies, or is told to stop while the database is away; then `in_dot` stays, which recovery calls unknown.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Bookkeeper:
         self.threads, self.limits, self.written = threads, limits, written
         self.waiting: list[Outcome] = []
         self.writing = False
+        self._unproved: deque[tuple[float, Sequence[Outcome]]] = deque()  # since when each batch is committed
         self._news = asyncio.Event()
         self._over = False
         self._patience: float | None = None
@@ -74,20 +78,27 @@ class Bookkeeper:
         loop = asyncio.get_running_loop()
         since: float | None = None
         while True:
-            await self._news.wait()
-            if not self._over and more():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.flushed if self._unproved else None):
+                    await self._news.wait()
+            if not self._over and self.waiting and more():
                 await asyncio.sleep(self.limits.gather)
             self._news.clear()
             batch, self.waiting = self.waiting, []
-            if not batch:
+            old = self._unproved_before(loop.time() - (0 if self._over else self.limits.flushed))
+            if not batch and not old:
                 if self._over:
                     return
                 continue
-            self.writing = True
+            self.writing = bool(batch)
             try:
-                await loop.run_in_executor(self.threads, self._write, batch)
+                if batch:
+                    await loop.run_in_executor(self.threads, self._write, batch)
+                    self._unproved.append((loop.time(), batch))
+                    batch = []
+                    self.written()
+                self.settle(await loop.run_in_executor(self.threads, self._lost, old))
                 since = None
-                self.written()
             except AWAY as error:
                 log.warning("%d results wait for the database: %s", len(batch), error.orig)
                 since = since or loop.time()
@@ -96,10 +107,27 @@ class Bookkeeper:
                     return
                 await asyncio.sleep(0.2)
                 self.settle(batch)
+                self._unproved.appendleft((0.0, old))
             finally:
                 self.writing = False
                 if self._over:
                     self._news.set()
+
+    def _unproved_before(self, moment: float) -> list[Outcome]:
+        found: list[Outcome] = []
+        while self._unproved and self._unproved[0][0] <= moment:
+            found += self._unproved.popleft()[1]
+        return found
+
+    def _lost(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Those of them that are not written, although they were."""
+        if not outcomes:
+            return []
+        with self.engine.connect() as conn:
+            open_again = outcome.still_open(conn, outcomes)
+        if open_again:
+            log.warning("the database has lost %d results in a crash: they are written again", len(open_again))
+        return [one for one in outcomes if one.claimed.id in open_again]
 
     def _write(self, batch: Sequence[Outcome]) -> None:
         try:
@@ -119,7 +147,7 @@ class Bookkeeper:
 
     def _write_together(self, batch: Sequence[Outcome]) -> None:
         with self.engine.begin() as conn:
-            # A result that is lost leaves `in_dot`, which is honest; so nobody waits for the disk.
+            # Nobody waits for the disk. What a crash takes is written again; if the worker dies too, `in_dot` stays, which is honest.
             conn.exec_driver_sql("set local synchronous_commit = off")
             partitions = outcome.settle(conn, batch, self.clock(), self.partitions)
             self.note(conn, batch)

@@ -68,6 +68,11 @@ with done as (
     where m.id = r.id and m.claim = r.claim and (m.state in ('claimed', 'in_dot') or (m.state = 'unknown' and r.state <> 'unknown'))
     returning m.id, m.state, m.enrollment_id, m.campaign_id, m.account_id, m.contact_id, m.step_id, m.occurrence
 )"""
+_STILL_OPEN = """
+select m.id
+from unnest(%(ids)s::uuid[], %(claims)s::uuid[], %(states)s::text[]) as r(id, claim, state)
+join message m on m.id = r.id and m.claim = r.claim
+where m.state in ('claimed', 'in_dot') or (m.state = 'unknown' and r.state <> 'unknown')"""
 _UNKNOWN = """
 with done as (
     update message m set state = 'unknown', reason = 'worker_died', settled_at = %(now)s, attempts = attempts + 1, unknown_until = %(until)s
@@ -128,6 +133,16 @@ def settle(conn: Connection, outcomes: Sequence[Outcome], now: datetime, partiti
     reservations.give_back(conn, free, now)
     reservations.look_again(conn, [(one.claimed.id, other) for one in ours for other in one.filled_by], now)
     return raise_own(conn, [_settled(row, now) for row in done.values() if row.state != "due"], now, partitions)
+
+
+def still_open(conn: Connection, outcomes: Sequence[Outcome]) -> set[UUID]:
+    """Of messages whose outcomes were settled, those that have none: a crash of the database took it with it."""
+    about = {
+        "ids": [one.claimed.id for one in outcomes],
+        "claims": [one.claimed.claim for one in outcomes],
+        "states": [one.ending.state for one in outcomes],
+    }
+    return set(conn.exec_driver_sql(_STILL_OPEN, about).scalars())
 
 
 def settle_unknown(conn: Connection, message_ids: Sequence[UUID], now: datetime) -> set[int]:

@@ -63,6 +63,7 @@ class Limits:
     fresh: float = 0.8  # how old the gates' yes may be at MAIL FROM
     company: float = 0.002  # how long those at their dot wait for others, to be committed together
     gather: float = 0.05  # how long results do
+    flushed: float = 2.0  # when a result that nobody waited for is surely on disk (three times wal_writer_delay, and some)
     poll: float = 0.25  # how often to look for new mail while connections still hang in their dots
     idle: float = 60.0  # an unused connection is closed then, where its transport says nothing (S-14)
     patience: tuple[float, ...] = (1, 2, 5, 10, 20, 30, 60)  # between attempts to reach a relay that cannot be reached
