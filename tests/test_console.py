@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from sqlalchemy import text
 
-from app import create_app
+from app import create_app, db
 from app.config import load
 from app.flow import access
 from app.web.console import charts, words
@@ -425,6 +425,16 @@ def test_a_person_is_exported_and_erased_from_their_page(staff, database_engine,
     shown = page(staff, answer.headers["Location"])
     assert not shown.problems and "At work" in shown.words and "u-1-0" not in shown.words
     assert staff.get("/console/contacts/u-1-0").status_code == 404
+
+
+def test_whoever_erases_while_the_account_is_being_processed_is_told_to_try_again(staff, database_engine, seeded):
+    data = {"key": "u-1-0", "again": "u-1-0", "csrf_token": token_of(staff)}
+    with database_engine.begin() as conn:
+        for partition in range(conn.execute(text("select partitions from installation")).scalar_one()):
+            assert db.lock(conn, db.LOCK_PARTITION, partition)
+        answer = staff.post("/console/privacy/erase", data=data)
+    assert answer.status_code == 503 and "try again in a moment" in answer.text
+    assert staff.get("/console/contacts/u-1-0").status_code == 200
 
 
 @pytest.mark.parametrize("change", [{"key": "nobody"}, {"days": "1000"}, {"kind": ""}, {"reason": "x" * 201}])

@@ -38,7 +38,25 @@ BODIES = [
     b'{"mode":"live","was":"live","overdue":"send","exit":1e400}',
 ]
 # What a form of the console may send; each is given each of VALUES.
-FIELDS = ("key", "again", "reason", "kind", "days", "mode", "was", "overdue", "number", "do", "outcome", "account", "show", "assignee")
+FIELDS = (
+    "key",
+    "again",
+    "reason",
+    "kind",
+    "days",
+    "mode",
+    "was",
+    "overdue",
+    "number",
+    "do",
+    "outcome",
+    "account",
+    "show",
+    "assignee",
+    "action",
+    "message",
+    "verdict",
+)
 PARAMETERS = ("search", "cursor", "sort", "stage", "band", "owner", "show", "state", "kind", "message", "hook", "at", "assignee", "changed")
 
 

@@ -14,7 +14,7 @@ from flask import Blueprint, Response, abort, current_app, g, redirect, render_t
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from sqlalchemy import Connection
 
-from app.errors import InputError, NotFound
+from app.errors import InputError, NotFound, StartError
 from app.flow import access
 from app.flow.publish import book
 from app.rules.book import Book
@@ -143,6 +143,11 @@ def not_found(error: NotFound) -> tuple[str, int]:
 @blueprint.errorhandler(InputError)
 def bad_input(error: InputError) -> tuple[str, int]:
     return render_template("console/problem.html", title="That filter cannot be used", detail=str(error)), 400
+
+
+@blueprint.errorhandler(StartError)
+def busy(error: StartError) -> tuple[str, int]:
+    return render_template("console/problem.html", title="Nothing was changed", detail=f"It cannot be done at this moment: {error}."), 503
 
 
 @blueprint.errorhandler(CSRFError)
