@@ -167,6 +167,21 @@ def test_x43_no_line_names_a_person_or_tells_a_secret(written):
     assert len(lines) == 5
 
 
+def test_x43_who_comes_in_and_who_is_refused_is_written_down(app, client, written):
+    with app.extensions["nurture"].engine.begin() as conn:
+        token, key = access.create_sign_in(conn, NOW), access.create_key(conn, "posts", "write", NOW)
+    client.get(f"/console/sign-in/{token}x")
+    client.get(f"/console/sign-in/{token}")
+    client.post("/console/sign-out", data={"csrf_token": "made up"})
+    for given in (key, key + "x"):
+        client.get("/api/v1/holds", headers={"Authorization": f"Bearer {given}"})
+    lines = [line for line in written() if line["logger"] == "access"]
+    assert [line["event"] for line in lines] == ["sign-in refused", "signed in", "form refused", "key refused", "key refused"]
+    assert all(line["network"] == "127.0.0.0/24" for line in lines)
+    assert lines[3]["key"] == key.split("_")[1] and "write" in lines[3]["problem"]
+    assert token not in json.dumps(lines) and key.rpartition("_")[2] not in json.dumps(lines)
+
+
 def test_x43_an_error_of_the_database_holds_no_values(engine):
     from sqlalchemy import text
     from sqlalchemy.exc import DBAPIError

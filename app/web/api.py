@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
+import structlog
 from flask import Blueprint, Response, abort, current_app, g, request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
@@ -28,11 +29,13 @@ from app.flow.versions import list_versions
 from app.rules.definition import MODES
 from app.rules.modes import OVERDUE
 from app.rules.reasons import sentence
+from app.web import public
 from app.web.context import here, reading
 from app.web.guards import too_fast
 from app.web.openapi import PREFIX, Operation, Param, document
 from app.web.problems import problem
 
+log = structlog.get_logger("access")
 blueprint = Blueprint("api", __name__)
 OPERATIONS: dict[str, Operation] = {}
 Model = TypeVar("Model", bound=BaseModel)
@@ -82,10 +85,13 @@ def guard() -> Response | None:
     with here().engine.begin() as conn:
         key = access.find_key(conn, presented.strip(), g.now)
     if key is None:
+        log.warning("key refused", endpoint=request.endpoint, problem="unknown or revoked", network=public.network())
         return problem(401, "The API key is unknown or revoked.", headers=challenge)
     if not key.allows(wanted.scope):
+        log.warning("key refused", endpoint=request.endpoint, problem=f"its scope is {key.scope}", key=key.id, network=public.network())
         return problem(403, f"This key has the scope {key.scope}; the request needs {wanted.scope}.")
     if wait := current_app.extensions["paces"].api.wait(key.id):
+        log.warning("key slowed down", key=key.id, network=public.network())
         return too_fast(wait)
     g.key = key
     known = {param.name for param in wanted.query}

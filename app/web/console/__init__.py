@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+import structlog
 from flask import Blueprint, Response, abort, current_app, g, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from sqlalchemy import Connection
@@ -23,6 +24,7 @@ from app.web.console import words
 from app.web.context import here
 from app.web.guards import too_fast
 
+log = structlog.get_logger("access")
 blueprint = Blueprint("console", __name__, url_prefix="/console")
 csrf = CSRFProtect()
 
@@ -101,7 +103,9 @@ def take_sign_in(token: str) -> Response | tuple[str, int]:
         if made and (old := session.get("token")):
             access.end_session(conn, old, g.now)
     if made is None:
+        log.warning("sign-in refused", network=public.network())
         return render_template("console/signed_out.html", spent=True), 401
+    log.info("signed in", network=public.network())
     session.clear()
     session["token"] = made
     session.permanent = True
@@ -112,6 +116,7 @@ def take_sign_in(token: str) -> Response | tuple[str, int]:
 def sign_out() -> tuple[str, int]:
     with here().engine.begin() as conn:
         access.end_session(conn, session["token"], g.now)
+    log.info("signed out", network=public.network())
     session.clear()
     return render_template("console/signed_out.html", out=True), 200
 
@@ -152,6 +157,7 @@ def busy(error: StartError) -> tuple[str, int]:
 
 @blueprint.errorhandler(CSRFError)
 def forged(error: CSRFError) -> tuple[str, int]:
+    log.warning("form refused", endpoint=request.endpoint, problem=error.description, network=public.network())
     detail = "The form was too old or did not come from this page. Go back, reload and try again."
     return render_template("console/problem.html", title="Nothing was changed", detail=detail), 400
 
