@@ -5,7 +5,7 @@
 PYTHON ?=
 ARGS ?=
 
-.PHONY: run setup test equal scanners lint bench
+.PHONY: run setup test equal scanners chaos lint bench
 
 run: setup
 	@exec .venv/bin/nurture up --sample $(ARGS)
@@ -25,6 +25,10 @@ equal: setup
 # The long proof that mail scanners change nothing: ten minutes or so. The short one is among the tests.
 scanners: setup
 	@.venv/bin/python -m tests.scanners $(ARGS)
+
+# The long kill suite: 20,000 messages and 200 kills, a quarter of an hour or so. The short one is among the tests.
+chaos: setup
+	@.venv/bin/python -m tests.chaos $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .

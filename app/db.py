@@ -15,11 +15,15 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, Engine, Table, create_engine, text
 from sqlalchemy import event as events
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 # Namespaces of the transaction-level advisory locks. Only those: session-level locks break behind pgbouncer.
 LOCK_PARTITION = 1
 LOCK_MIGRATION = 2
 LOCK_CLAIMS = 3
+
+_TRY_LOCK = text("select pg_try_advisory_xact_lock(:a, :b) as locked, set_config('idle_in_transaction_session_timeout', :idle, true)")
 
 set_json_dumps(to_json)
 set_json_loads(from_json)
@@ -39,6 +43,7 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
         connect_args={"prepare_threshold": None, "connect_timeout": 5, "application_name": "nurture"},
     )
     events.listen(engine, "connect", _in_utc)
+    events.listen(engine, "handle_error", _is_away)
     return engine
 
 
@@ -46,6 +51,13 @@ def _in_utc(dbapi: Any, _record: Any) -> None:
     # The zone is one of the few settings that pgbouncer keeps for its client.
     dbapi.execute("set time zone 'UTC'")
     dbapi.commit()
+
+
+def _is_away(context: ExceptionContext) -> None:
+    # PostgreSQL has several classes for the end of a session, that of the frozen is an "internal error". All mean the same to whoever
+    # called: nothing has happened, and it is nobody's occurrence's fault.
+    if context.is_disconnect and not isinstance(context.sqlalchemy_exception, (OperationalError, InterfaceError)):
+        raise OperationalError(context.statement, context.parameters, context.original_exception, connection_invalidated=True)
 
 
 def insert_rows(
@@ -77,12 +89,13 @@ def update_rows(conn: Connection, table: Table, rows: Sequence[Mapping[str, Any]
     return conn.exec_driver_sql(statement, {"rows": to_json(rows).decode()}).rowcount
 
 
-def lock(conn: Connection, namespace: int, number: int, *, wait_ms: int = 0) -> bool:
+def lock(conn: Connection, namespace: int, number: int, *, wait_ms: int = 0, idle_ms: int = 30_000) -> bool:
     """Takes an advisory lock until the transaction ends. Waits `wait_ms` at most; False says that somebody else has it.
 
-    Waiting past the limit aborts the transaction's savepoint only, so the caller may go on.
+    Waiting past the limit aborts the transaction's savepoint only, so the caller may go on. A process that is stopped in the middle of the
+    transaction loses its session to PostgreSQL's own clock when it has said nothing for `idle_ms`: nobody waits for the frozen.
     """
-    if conn.execute(text("select pg_try_advisory_xact_lock(:a, :b)"), {"a": namespace, "b": number}).scalar():
+    if conn.execute(_TRY_LOCK, {"a": namespace, "b": number, "idle": str(idle_ms)}).one().locked:
         return True
     if not wait_ms:
         return False

@@ -45,6 +45,7 @@ FLOWS = {
     "deliver": ["deliver", "notify"],
     "clock": [],
 }
+TURN_SECONDS = 0.5
 GRACE = {"advance": 5.0, "deliver": 8.0, "clock": 2.0}
 
 
@@ -254,6 +255,7 @@ def _listen(url: str, names: Sequence[str], stop: Stop, on_answer: Callable[[], 
         listener.set_state(WorkerStatus.IDLE)
         on_answer()
         by_key = {queue.key: queue for queue in queues}
+        turns = Turns(list(by_key))
         beat = time.monotonic()
         while not stop:
             if listener.should_run_maintenance_tasks:
@@ -262,14 +264,32 @@ def _listen(url: str, names: Sequence[str], stop: Stop, on_answer: Callable[[], 
                 beat = time.monotonic()
                 listener.heartbeat()
             try:
-                key, job_id = (part.decode() for part in Queue.lpop(list(by_key), 1, connection=client))
+                key, job_id = (part.decode() for part in Queue.lpop(turns.order(time.monotonic()), 1, connection=client))
                 job = Job.fetch(job_id, connection=client, serializer=JSONSerializer)
             except (DequeueTimeout, NoSuchJobError):
                 continue
+            began = time.monotonic()
             listener.execute_job(job, by_key[key])
+            turns.took(key, began, time.monotonic())
         listener.register_death()
     finally:
         client.close()
+
+
+class Turns:
+    """Which queue is asked first: the first one, and every now and then the last. Chores (the recovery from the dead, the brakes) come to
+    their turn however much there is to advance, and have half of the time at most, however long they take."""
+
+    def __init__(self, keys: Sequence[str]):
+        self._usual, self._other = list(keys), list(reversed(keys))
+        self._until = 0.0
+
+    def order(self, now: float) -> list[str]:
+        return self._usual if now < self._until else self._other
+
+    def took(self, key: str, began: float, ended: float) -> None:
+        if key == self._other[0]:
+            self._until = ended + max(TURN_SECONDS, ended - began)
 
 
 class Outage:

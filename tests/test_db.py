@@ -3,7 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from app.db import connect, insert_rows, lock, update_rows
 from app.models import account, worker
@@ -43,6 +45,24 @@ def test_uuids_and_times_are_typed(engine):
     with engine.begin() as conn:
         insert_rows(conn, worker, [one])
         assert conn.execute(select(worker.c.id)).scalar_one() == one["id"]
+
+
+def test_nobody_waits_for_a_process_that_is_frozen_with_a_lock_in_its_hands(engine):
+    """Invariant 5: whoever is stopped in the middle of a batch, and wakes up much later, has lost his transaction."""
+    first = engine.connect()
+    try:
+        assert lock(first, 1, 7, idle_ms=100)
+        with engine.begin() as second:
+            assert lock(second, 1, 7, wait_ms=5000)
+        with pytest.raises(OperationalError, match="idle-in-transaction timeout"):
+            first.exec_driver_sql("select 1")
+    finally:
+        first.close()
+    with engine.begin() as conn:
+        assert lock(conn, 1, 7)
+        assert conn.exec_driver_sql("show idle_in_transaction_session_timeout").scalar() == "30s"
+    with engine.begin() as conn:
+        assert conn.exec_driver_sql("show idle_in_transaction_session_timeout").scalar() == "0", "the limit ends with the transaction"
 
 
 def test_a_busy_lock_is_said_and_leaves_the_transaction_alive(engine):

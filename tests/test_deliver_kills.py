@@ -17,13 +17,16 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
 from sqlalchemy import func, select, text
 
 from app import db, embedded, models
-from app.config import CODE, load
+from app.config import CODE, environment, load
 from app.flow.deliver import Limits, recover, run
 from app.migrate import migrate
-from app.queue import Bells
+from app.queue import ADVANCE, Bells
 from tests.cast import Cast
 from tests.conftest import dsn
 from tests.faulty_smtp import FaultySmtp
@@ -38,7 +41,7 @@ from uuid import UUID
 from app import db
 from app.config import load
 from app.flow.deliver import Limits, run
-from app.queue import Bells
+from app.queue import ADVANCE, Bells
 
 told = json.loads(sys.argv[1])
 settings = load({}, home=told["home"], database_url=told["database"], smtp_url=told["smtp"])
@@ -277,6 +280,27 @@ def test_postgres_restarted_and_a_backend_killed_in_the_middle(tmp_path_factory,
         engine.dispose()
     finally:
         postgres.stop()
+
+
+def test_the_dead_are_recovered_from_however_much_there_is_to_advance(engine, settings):
+    """Recovery is a chore of the advancing worker: it may not wait until nothing else is to be done."""
+    due(engine, 3)
+    with engine.begin() as conn:
+        conn.execute(text("update message set state = 'claimed', claim = gen_random_uuid(), worker_id = gen_random_uuid()"))
+    with redis.Redis.from_url(settings.redis_url) as client:
+        client.flushdb()
+        queue = Queue(ADVANCE, connection=client, serializer=JSONSerializer)
+        many = [Queue.prepare_data("app.jobs.advance", (number % 64,), result_ttl=0) for number in range(20_000)]
+        queue.enqueue_many(many)
+        Bells(settings.redis_url).recover()
+        process = subprocess.Popen([sys.executable, "worker.py", "advance"], cwd=CODE, env=environment(settings), stderr=subprocess.DEVNULL)
+        try:
+            eventually(lambda: states(engine) == {"due": 3})
+            assert len(queue) > 1000, "there was nothing to wait for"
+        finally:
+            process.kill()
+            process.wait()
+            client.flushdb()
 
 
 def test_a_result_that_a_crash_takes_with_it_is_written_again(tmp_path, caplog):

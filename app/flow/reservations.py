@@ -23,13 +23,12 @@ from app.rules.capacity import Place, Refusal
 from app.rules.facts import Account, Contact, Enrollment
 
 LOCK_WAIT_MS = 500
+LOCK_IDLE_MS = 10_000
 
 
 def lock(conn: Connection) -> bool:
-    """One claiming transaction at a time; False when another is at it for long. A process that is stopped in the middle of it loses
-    its session to PostgreSQL's own clock, and nobody waits for it for longer than that."""
-    conn.exec_driver_sql("set local idle_in_transaction_session_timeout = '10s'")
-    return db.lock(conn, db.LOCK_CLAIMS, 0, wait_ms=LOCK_WAIT_MS)
+    """One claiming transaction at a time; False when another is at it for long."""
+    return db.lock(conn, db.LOCK_CLAIMS, 0, wait_ms=LOCK_WAIT_MS, idle_ms=LOCK_IDLE_MS)
 
 
 def contested(conn: Connection, book: Book, rows: Sequence[Row]) -> bool:
