@@ -49,12 +49,12 @@ def steer_transport(name: str) -> Response | tuple[str, int]:
     return redirect(url_for("console.sending") + "#transports", 303)
 
 
-@blueprint.post("/sending/brakes/<int:ident>", endpoint="release_brake")
+@blueprint.post("/sending/brakes/<bigint:ident>", endpoint="release_brake")
 def release_brake(ident: int) -> Response | tuple[str, int]:
     """Takes a brake off; of a paused campaign with the choice what becomes of what it held up."""
     try:
         with here().engine.begin() as conn:
-            done = brakes.release(conn, min(ident, 2**63 - 1), g.now, choice=request.form.get("overdue") or None, by="console")
+            done = brakes.release(conn, ident, g.now, choice=request.form.get("overdue") or None, by="console")
     except InputError as error:
         return _refused(error)
     here().bells.advance(done["partitions"])
