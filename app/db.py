@@ -112,6 +112,11 @@ def lock(conn: Connection, namespace: int, number: int, *, wait_ms: int = 0, idl
     return True
 
 
+def is_deadlock(error: BaseException) -> bool:
+    """Whether PostgreSQL took this transaction back because it and another waited for each other: it may be begun again at once."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == "40P01"
+
+
 @lru_cache(maxsize=512)
 def _insert_statement(table: Table, columns: tuple[str, ...], conflict: str, returning: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in columns)

@@ -165,6 +165,24 @@ def test_a_crash_in_the_middle_is_a_batch_that_never_happened(published):
     assert (count(published, message), count(published, event_pending)) == (1, 0)
 
 
+def test_whoever_loses_a_deadlock_begins_again(published):
+    """Somebody holds one of two people of the batch and then wants the other: PostgreSQL takes the batch back, which is done over."""
+    post(published, *ADA, identify("ben", email="ben@example.com", roles=["user"]))
+    run(published)
+    post(published, identify(first_name="Augusta"), identify("ben", first_name="Benjamin"), now=at("1m"))
+    mine = "select id from contact where external_id = %(key)s for update"
+    advancing = threading.Thread(target=run_partition, args=(published, Bells(None), partition_of("acorn", 64), lambda: at("1m")))
+    with published.begin() as other, published.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+        other.exec_driver_sql(mine, {"key": "ben"})
+        advancing.start()
+        while not watcher.exec_driver_sql("select count(*) from pg_locks where not granted").scalar():
+            assert advancing.is_alive()
+        other.exec_driver_sql(mine, {"key": "ada"})
+    advancing.join(30)
+    assert sorted(name for (name,) in rows(published, contact, contact.c.first_name)) == ["Augusta", "Benjamin"]
+    assert (count(published, event_pending), count(published, parked)) == (0, 0)
+
+
 def test_what_a_batch_that_never_happened_saw_is_seen_again(published):
     """Contacts are noted as seen once a day by each process: a note of a transaction that was rolled back does not count."""
     post(published, *ADA)

@@ -32,6 +32,7 @@ log = logging.getLogger("nurture.advance")
 
 BATCH = 1000
 LOCK_WAIT_MS = 250
+DEADLOCKS = 5  # in one run, before whoever rings next tries again
 MOMENT = timedelta(microseconds=1)
 
 
@@ -61,19 +62,21 @@ def run_partition(engine: Engine, bells: Bells, partition: int, clock: Callable[
     """Advances the partition until nothing of it is pending or due. Returns how many occurrences were processed.
 
     A batch that raises is halved until the occurrence that raises stands alone; that one is parked with its traceback and its account
-    waits, the others go on. A database that is away raises: nothing has happened then, and the tick rings again.
+    waits, the others go on. Two partitions that speak of the same people may meet in a deadlock: the one that PostgreSQL takes back begins
+    again. A database that is away raises: nothing has happened then, and the tick rings again.
     """
-    total, limit = 0, batch
+    total, limit, deadlocks = 0, batch, 0
     while True:
         poison = Poison()
         try:
             with engine.begin() as conn:
                 done = advance(conn, partition, clock(), limit, poison)
-        except (OperationalError, InterfaceError):
-            consequences.forget_seen(engine)
-            raise
+        except (OperationalError, InterfaceError) as error:
+            deadlocks += 1
+            if not db.is_deadlock(error) or deadlocks > DEADLOCKS:
+                raise
+            continue
         except Exception as error:
-            consequences.forget_seen(engine)
             if limit > 1:
                 limit = max(1, limit // 2)
             else:

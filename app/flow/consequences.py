@@ -161,11 +161,6 @@ def _write_contacts(conn: Connection, batch: Batch, ids: Mapping[str, int]) -> d
     return contacts
 
 
-def forget_seen(engine: Engine) -> None:
-    """After a batch that was rolled back: what it noted of the contacts it saw is not written, and is to be written again."""
-    _recently_seen.days.pop(str(engine.url), None)
-
-
 class _Seen:
     """Which contacts this process has already written down as seen on which day, so that it writes each once a day. Losing it costs a
     write."""
