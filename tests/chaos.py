@@ -15,6 +15,7 @@ Afterwards everything is left to finish, and the relay's count is held against t
 - it came to an end: `sent`, `unknown`, or skipped with a reason; none is lost, none is stuck;
 - it was accepted at most once, once if it is `sent`, and never if it was skipped;
 - `unknown` is explained: it was at its dot when its worker was killed or frozen, or the relay gave no answer to the dot;
+- what the dead had claimed was taken over in time, however much there was to do;
 - of every posted event came one message, and every campaign was told once how its message ended.
 """
 
@@ -71,7 +72,8 @@ steps:
 """
 # What is killed, each at least once, and how often in a hundred kills.
 TARGETS = {"deliver": 42, "backend": 14, "terminate": 12, "postgres": 8, "redis": 7, "web": 7, "advance": 6, "clock": 4}
-PATIENCE = 300.0  # seconds for everything to come to an end afterwards
+SLACK = 60.0  # seconds a claim of the dead may be found later than it could be
+PATIENCE = 600.0  # seconds for everything to come to an end afterwards
 MESSAGE_ID = re.compile(r"<([0-9a-f]{32})@[^>]+>")
 
 
@@ -100,6 +102,7 @@ class Report:
     no_answer: int = 0  # dots that the relay left without an answer
     deferred: int = 0
     taken_over: int = 0  # what frozen workers had claimed and found taken when they woke up
+    oldest: float = 0.0  # seconds for which the dead kept a claim, at most
     posts: int = 0
     posted_again: int = 0
     seconds: float = 0.0
@@ -117,6 +120,7 @@ class Report:
             "no_answer": self.no_answer,
             "deferred": self.deferred,
             "taken_over": self.taken_over,
+            "oldest": round(self.oldest, 1),
             "posts": self.posts,
             "posted_again": self.posted_again,
             "seconds": round(self.seconds, 1),
@@ -134,6 +138,11 @@ class Report:
             ("unknown", self.states["unknown"], f"at their dot at the kills: {self.at_dots}; no answer from the relay: {self.no_answer}"),
             ("kills", kills, ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items()) if what != "stop")),
             ("workers frozen", self.kills["stop"], f"{self.taken_over} of their claims were taken over meanwhile"),
+            (
+                "oldest claim, seconds",
+                round(self.oldest),
+                f"of the dead, while all that went on; demanded: {self.plan.dead_after + SLACK:.0f}",
+            ),
             ("deferred by the relay", self.deferred, ""),
             ("events posted", self.posts, f"{self.posted_again} calls went unanswered and were posted again"),
             ("seconds", round(self.seconds), f"seed {self.plan.seed}, {self.plan.workers} delivering workers"),
@@ -178,6 +187,7 @@ class _Engine:
         self.kills: Counter = Counter()
         self.log: list[str] = []
         self.taken_over = 0
+        self.oldest = 0.0  # seconds, the age of the oldest heartbeat of anybody who had claims
         self.sink: subprocess.Popen | None = None
         self.listening: socket.socket | None = None
         self.poster: _Poster | None = None
@@ -185,7 +195,7 @@ class _Engine:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.moody_smtp", str(self.plan.seed), str(self.sink_log)]
-        self.sink = subprocess.Popen(command, cwd=CODE, stdout=subprocess.PIPE, text=True)
+        self.sink = subprocess.Popen(command, cwd=CODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         port = int(self.sink.stdout.readline())
         self.postgres.start()
         database = self.postgres.ensure_database("nurture")
@@ -236,6 +246,7 @@ class _Engine:
         if self.sink:
             self.sink.kill()
             self.sink.wait()
+            self.sink.stdin.close()
             self.sink.stdout.close()
 
     def delivering(self) -> list[str]:
@@ -445,6 +456,8 @@ def _rage(engine: _Engine, plan: Plan, say: Callable[[str], None]) -> None:
         while sum(engine.kills.values()) == before:
             engine.kill(targets[wave])
             engine.wait(0.02)
+        [(age,)] = engine.ask(_OLDEST)
+        engine.oldest = max(engine.oldest, float(age))
         if wave % 10 == 9:
             say(f"{sum(engine.kills.values())} kills, {_progress(engine)}")
     while wanted:
@@ -496,7 +509,9 @@ def _judge(engine: _Engine) -> Report:
     rows = engine.ask(
         "select m.id, m.state, m.reason, m.message_header, a.external_id from message m join account a on a.id = m.account_id"
     )
-    report = Report(plan, kills=engine.kills, at_dots=len(engine.at_dots), no_answer=len(silent), taken_over=engine.taken_over)
+    report = Report(
+        plan, kills=engine.kills, at_dots=len(engine.at_dots), no_answer=len(silent), taken_over=engine.taken_over, oldest=engine.oldest
+    )
     report.deferred = sum(one["what"] == "deferred" for one in relay)
     report.posts, report.posted_again = engine.poster.posted, engine.poster.again
     bad: set[UUID] = set()
@@ -538,6 +553,8 @@ def _judge(engine: _Engine) -> Report:
     for ident in known:
         if told[ident] != 1:
             violated(f"its campaign was told {told[ident]} times how it ended:", ident)
+    if engine.oldest > plan.dead_after + SLACK:
+        violated(f"the dead kept a claim for {engine.oldest:.0f} seconds")
     [(parked,)] = engine.ask("select count(*) from parked where released_at is null")
     if parked:
         violated(f"{parked} occurrences are parked")
@@ -585,6 +602,9 @@ on conflict do nothing"""
 _AT_DOT_OF = """
 select m.id from message m join worker w on w.id = m.worker_id
 where w.pid = %(pid)s and (m.state = 'in_dot' or (m.state = 'unknown' and m.reason = 'worker_died'))"""
+_OLDEST = """
+select coalesce(extract(epoch from max(clock_timestamp() - w.heartbeat_at)), 0) from message m join worker w on w.id = m.worker_id
+where m.state in ('claimed', 'in_dot')"""
 _CLAIMS_OF = """
 select m.id, m.claim, m.state from message m join worker w on w.id = m.worker_id
 where w.pid = %(pid)s and m.state in ('claimed', 'in_dot')"""

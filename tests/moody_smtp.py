@@ -1,12 +1,14 @@
-"""An SMTP server of changing moods that counts. `python -m tests.moody_smtp SEED LOG` prints its port and serves until killed.
+"""An SMTP server of changing moods that counts. `python -m tests.moody_smtp SEED LOG` prints its port and serves until its
+standard input ends, as it does when whoever started it dies.
 
 By a seeded dice it defers, closes, hangs or answers slowly, at any phase; `SIGUSR1` calms it for good. It outlives everybody else, and
 what it took is on record before anybody is told: LOG gets one JSON object per line, {"at": …, "id": Message-ID, "what": …}, written
 before the reply. `what` is one of
 
     accepted     the message is taken
-    no_answer    the reply to the final dot stays away: the connection is closed instead, whether the message was taken or not
-    deferred     4xx, at RCPT or at the dot; it names a delay of two seconds
+    no_answer    the reply to the final dot stays away: the connection is closed instead, in the body already or at the dot, whether the
+                 message was taken or not
+    deferred     4xx at the dot; like the one at RCPT, which has no message yet, it names a delay of two seconds
 """
 
 from __future__ import annotations
@@ -99,12 +101,16 @@ class Moody:
 
     async def read(self, reader: asyncio.StreamReader) -> str:
         """Reads a message to its final dot. Returns its Message-ID."""
-        mail_id = ""
+        mail_id, in_body = "", False
         while (line := await reader.readuntil(b"\r\n")) != b".\r\n":
             if not mail_id and line[:11].lower() == b"message-id:":
                 mail_id = line[11:].strip().decode("ascii")
-            if line == b"\r\n":
-                await self.pass_time(self.mood("body"))
+            if line == b"\r\n" and not in_body:
+                in_body, mood = True, self.mood("body")
+                if mood == "close":
+                    # Whoever has written his dot before he noticed cannot know that it was never read.
+                    self.note(mail_id, "no_answer")
+                await self.pass_time(mood)
         return mail_id
 
     async def take(self, mail_id: str, say) -> None:
@@ -136,10 +142,14 @@ async def main(seed: int, log: str) -> None:
     def calm() -> None:
         moody.calm = True
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, calm)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, calm)
+    over = asyncio.Event()
+    loop.add_reader(sys.stdin, over.set)
     server = await asyncio.start_server(moody.serve, "127.0.0.1", 0, backlog=256, limit=2**20)
     print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    await over.wait()
+    server.close()
 
 
 if __name__ == "__main__":
