@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from app.errors import RenderSkip
 from app.flow import states
 from app.flow.check import Campaigns, Folder, Template
-from app.flow.compose import Addresses, Compiled, Composer, locales
+from app.flow.compose import Compiled, Composer, locales, nowhere
 from app.flow.composing.filters import plain
 from app.flow.composing.needs import needs, needs_of
 from app.flow.composing.templates import check as check_template
@@ -293,9 +293,7 @@ _EVENTS = """
 select name, properties, occurred_at, account_key, contact_key from event
 where name = %(name)s and mark is null order by id desc limit %(limit)s"""
 _NOBODY = Account("", 0)
-_ADDRESSES = Addresses(
-    "https://n.example/u", "https://n.example/p", "https://n.example/v", None, None, lambda score: f"https://n.example/s/{score}"
-)
+_ADDRESSES = nowhere("https://n.example")
 
 
 def _program(folder: Folder, schema: Schema) -> _Program:

@@ -20,7 +20,7 @@ from app.flow.composing.plaintext import text_of, tidy
 from app.flow.composing.templates import Path, Program, check
 from app.flow.mime import assemble
 
-__all__ = ["SCALES", "Addresses", "Compiled", "Composer", "Link", "Mail", "assemble", "compile_mail", "locales"]
+__all__ = ["SCALES", "Addresses", "Compiled", "Composer", "Link", "Mail", "assemble", "compile_mail", "locales", "nowhere"]
 
 HTML_LIMIT = 100 * 1024  # Gmail cuts a little above (M-13)
 SUBJECT_LIMIT = 500
@@ -77,6 +77,19 @@ class Addresses:
     score: Callable[[int], str] | None = None
     privacy: str | None = None
     honeypot: str | None = None
+
+
+def nowhere(base_url: str) -> Addresses:
+    """Links for a mail that is written only to see whether it can be: they have the form of true ones, and no token is valid."""
+    place = f"{base_url}/{{}}/sample"
+    return Addresses(
+        unsubscribe=place.format("u"),
+        preferences=place.format("p"),
+        view=place.format("v"),
+        pixel=None,
+        clicks=None,
+        score=lambda score: f"{place.format('s')}?score={score}",
+    )
 
 
 def locales(locale: str | None) -> Iterator[str]:

@@ -20,7 +20,7 @@ from app.config import Settings
 from app.errors import RenderSkip
 from app.flow import mime, publish, states
 from app.flow.claims import Ready
-from app.flow.compose import Addresses, Compiled, Composer, Link, Mail, assemble, locales
+from app.flow.compose import Addresses, Compiled, Composer, Link, Mail, assemble, locales, nowhere
 from app.flow.consents import CLICK_TRACKING, OPEN_TRACKING
 from app.flow.dkim import Signers
 from app.flow.links import Links
@@ -108,7 +108,7 @@ class Preparer:
         """Why the mail cannot be written, where the contact's values are to blame. Anything else `make` finds as well, and tells."""
         scope = Scope(account, now, contact, enrollment.entry, enrollment, enrollment.position.get("response"))
         try:
-            self._render(facts, row, scope, NOWHERE)
+            self._render(facts, row, scope, nowhere(self.links.base_url))
         except RenderSkip as skip:
             return skip
         except Exception:
@@ -318,8 +318,6 @@ class Facts:
         return max((at for ident, at in self.surveys.get(person, {}).items() if ident != message_id), default=None)
 
 
-# Where the links of a mail lead that is only tried.
-NOWHERE = Addresses(unsubscribe="", preferences="", view="", pixel=None, clicks=None, score=lambda score: "")
 # What counts about tracking is the last word that was said about it (T-05, T-16).
 _SAID = """
 select distinct on (person, purpose) person, purpose, granted from consent

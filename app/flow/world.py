@@ -23,7 +23,7 @@ from uuid import UUID
 from app.errors import RenderSkip, SendError
 from app.flow.assess import AGAIN_AFTER
 from app.flow.check import Campaigns
-from app.flow.compose import Addresses, Compiled, Composer, Mail
+from app.flow.compose import Compiled, Composer, Mail, nowhere
 from app.flow.consequences import ASSESS_LATER, ASSESS_SOON
 from app.flow.prepare import LOOK_AGAIN, locales, why
 from app.flow.respond import clean
@@ -1127,17 +1127,8 @@ def writing(
         if locale is None:
             raise RenderSkip("bad_template", {"problems": [f"step {node.id} has no template"]})
         compiled = found[locale]
-        place = f"{base_url}/{{}}/sample"
-        addresses = Addresses(
-            unsubscribe=place.format("u"),
-            preferences=place.format("p"),
-            view=place.format("v"),
-            pixel=None,
-            clicks=None,
-            score=lambda score: f"{place.format('s')}?score={score}",
-        )
         kept = values(scope, compiled.reads, lifecycle.schema)
         reader = why(brand["name"], scope.account)
-        return composer.render((version.key, node.id, locale), compiled, kept, addresses, brand, reader)
+        return composer.render((version.key, node.id, locale), compiled, kept, nowhere(base_url), brand, reader)
 
     return compose
