@@ -354,6 +354,10 @@ class _Engine:
                 continue
             process.send_signal(signal.SIGSTOP)
             held = self.ask(_CLAIMS_OF, {"pid": process.pid})
+            if not held:
+                # It has just written the last results.
+                process.send_signal(signal.SIGCONT)
+                continue
             self.at_dots |= {ident for ident, _, state in held if state == "in_dot"}
             self.frozen[name] = (time.monotonic() + self.plan.dead_after + 4, {token for _, token, _ in held})
             self.note(f"stopped {name}, process {process.pid}, with {len(held)} claims")

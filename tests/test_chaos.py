@@ -17,5 +17,6 @@ def test_invariants_4_and_5_under_fire():
     assert not report.violations, f"{report}\n{report.histories}"
     assert sum(report.states.values()) == 600
     assert sum(report.kills.values()) >= 13
+    assert report.taken_over > 0, "the frozen worker was given up for dead"
     assert report.accepted[1] > 550, "most mail arrives, whatever happens"
     assert report.states["unknown"] <= report.at_dots + report.no_answer
