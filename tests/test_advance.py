@@ -489,16 +489,16 @@ def test_a_late_event_does_not_make_a_contact_seen_earlier(engine, tmp_path, bat
 
 @pytest.mark.parametrize("batch", [1000, 1])
 def test_who_is_no_contact_yet_is_seen_as_soon_as_he_is_one(engine, tmp_path, batch):
-    """An event of somebody nobody has told of is no reason to overlook him for the rest of the day."""
+    """What somebody did before anybody told of him is known when he is told of, and the days after that are seen as well."""
     publish_campaigns(engine, tmp_path / "c", {})
     post(engine, group(contact=None), track("logged_in"))
     run(engine, batch=batch)
     post(engine, track("logged_in"), *ADA, now=at("1h"))
     run(engine, at("1h"), batch=batch)
-    assert rows(engine, contact, contact.c.last_seen_at) == [(None,)]
-    post(engine, track("logged_in"), now=at("2h"))
-    run(engine, at("2h"), batch=batch)
-    assert rows(engine, contact, contact.c.last_seen_at) == [(at("2h"),)]
+    assert rows(engine, contact, contact.c.last_seen_at) == [(at("1h"),)]
+    post(engine, track("logged_in"), now=at("26h"))
+    run(engine, at("26h"), batch=batch)
+    assert rows(engine, contact, contact.c.last_seen_at) == [(at("26h"),)]
 
 
 def test_what_was_rolled_back_was_not_seen(engine, tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from heapq import heappop
 
 import pytest
 from sqlalchemy import text
@@ -38,9 +39,11 @@ class AtOnce(twins.Live):
                 looked(looks.pop())
             self.now = moment
             while waiting and waiting[-1][0] <= moment:
-                waiting.pop()[1]()
+                with self.engine.begin() as conn:
+                    waiting.pop()[1](conn)
             while self.replies and self.replies[0][0] <= moment:
-                self._reply(*self.replies.pop(0))
+                with self.engine.begin() as conn:
+                    self._reply(conn, *heappop(self.replies))
             settle_due(self.engine, lambda: self.now, self.bells)
             self._settle()
 

@@ -166,13 +166,13 @@ def test_p01_p07_the_modes_when_a_mail_is_made(engine, client):
     reader = Reader(engine, client, {"tracking": {"opens": "consent", "clicks": "on"}})
     with engine.connect() as conn:
         rows = conn.execute(select(models.message)).all()
-        facts = Facts(conn, book(conn), rows, (), SENT)
+        facts = Facts(conn, book(conn), rows, (), SENT, False)
         contact = facts.of(rows[0])[2]
         assert facts.may_track(contact, transactional=False) == (False, True)
         assert facts.may_track(contact, transactional=True) == (False, False)
     reader.press("privacy", opens="on")
     with engine.connect() as conn:
-        assert Facts(conn, book(conn), rows, (), SENT).may_track(contact, transactional=False) == (True, False)
+        assert Facts(conn, book(conn), rows, (), SENT, False).may_track(contact, transactional=False) == (True, False)
 
 
 def test_the_country_of_a_contact():

@@ -147,6 +147,7 @@ def test_enroll_existing_lists_who_matches_and_enrolls_them_when_somebody_agrees
     with engine.begin() as conn:
         conn.execute(text("update campaign set version_id = null"))
         conn.execute(text("delete from template"))
+        conn.execute(text("delete from campaign_change"))
         conn.execute(text("delete from campaign_version"))
         conn.execute(text("delete from decision"))
         conn.execute(text("delete from campaign"))

@@ -73,7 +73,8 @@ def live(engine, calls: list[dict], end: datetime) -> list[tuple]:
     waiting = list(calls)
     while True:
         with engine.connect() as conn:
-            due, look = conn.execute(text("select min(assess_at), min(due_at) from account")).one()
+            soon = "least(min(assess_at), (select min(assess_at) from unassessed))"
+            due, look = conn.execute(text(f"select {soon}, min(due_at) from account")).one()
         posted = datetime.fromisoformat(waiting[0]["timestamp"]) if waiting else None
         now = min((one for one in (due, look, posted) if one is not None), default=None)
         if now is None or now > end:

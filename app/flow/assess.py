@@ -83,6 +83,8 @@ def model_hash(model: HealthModel) -> str:
 def _assess_batch(conn: Connection, now: datetime) -> tuple[int, set[int]]:
     changed = dict(conn.execute(_CHANGED, {"now": now, "limit": BATCH}).all())
     accounts = conn.execute(_DUE, {"now": now, "limit": BATCH, "changed": list(changed)}).mappings().all()
+    # Whoever is assessed for the day is assessed for what is to come within minutes, too.
+    changed.update(conn.execute(_AS_WELL, {"ids": [one["id"] for one in accounts]}).all())
     conn.execute(_TAKEN, {"ids": list(changed), "assessed": [one["id"] for one in accounts]})
     if not accounts:
         return 0, set()
@@ -259,6 +261,8 @@ _DUE = text("""
      order by id limit :limit
        for no key update skip locked
 """)
+
+_AS_WELL = text("select account_id, last_event_at from unassessed where account_id = any(:ids) for update skip locked")
 
 # What is left of the changed belongs to accounts that somebody else holds, or is beyond the limit: it stays due.
 _TAKEN = text("""

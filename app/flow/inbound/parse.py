@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
-from email.errors import HeaderParseError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
 from email.parser import HeaderParser
@@ -205,7 +205,7 @@ def _words(value: object) -> str:
     text = str(value)[: VALUE_KEPT * 4]
     text = re.sub(r"[\r\n]+[ \t]*", " ", text)
     if "=?" in text:
-        with contextlib.suppress(LookupError, ValueError, HeaderParseError, AssertionError, IndexError, TypeError):
+        with contextlib.suppress(LookupError, ValueError, MessageError, AssertionError, IndexError, TypeError):
             text = str(make_header(decode_header(text)))
     return _printable(text)[:VALUE_KEPT].strip()
 
