@@ -907,7 +907,7 @@ class World:
     def _proved(self, at: datetime, letter: Letter) -> None:
         """Something came back of a letter of which nobody knew whether it arrived (S-05)."""
         if letter.outcome == "unknown":
-            letter.outcome, letter.reason = "sent", None
+            letter.outcome, letter.reason = "sent", "proved_sent"
             self.decisions.append((letter.account, _said(letter, "yes", "proved_sent", at, "send", EMPTY)))
 
     def _question(self, letter: Letter, node: Node) -> tuple[Letter, Node]:
